@@ -63,7 +63,7 @@ kafka_libs() {
     [ ! -f "$jar" ] || exit 0
     say "fetching Kafka $kafka_version into $LIBS"
     rm -rf "$LIBS.part"
-    mvn -q -B -f "$here/kafka/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$LIBS.part" >&2
+    mvn -q -B -Dstyle.color=never -f "$here/kafka/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$LIBS.part" >&2
     mv "$LIBS.part/${jar##*/}" "$LIBS.part/last"
     mv "$LIBS.part"/*.jar "$LIBS/"
     mv "$LIBS.part/last" "$jar" # last, so that its presence means that all are here
