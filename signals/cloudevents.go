@@ -1,0 +1,106 @@
+package signals
+
+import (
+	"encoding/base64"
+	"mime"
+	"strings"
+)
+
+// cloudEvent reads one CloudEvent of version 1.0 and returns its source, which is part of its identity.
+//
+// Data in the shape of an item (it has a member "type") is read as the item; then the event's own type is the name of the
+// event, with a dot in it (inc.flowstate.signal.v1), or says the same. Without such data the event's type is the signal's
+// type, and its data the details. The event's id and time stand where the item names none. A plain event type beside
+// another type in the data is refused: nobody can say which of the two the filter should believe.
+func (p *parser) cloudEvent(r *Raised, obj []byte) string {
+	var (
+		seen                                         names
+		version, id, source, kind, at, dataType, b64 string
+		data                                         []byte
+	)
+	_ = members(obj, func(name string, value []byte) error {
+		if !seen.add(name) {
+			r.fail(DuplicateField, "%s is given twice", quoted(name))
+			return nil
+		}
+		into := map[string]*string{"specversion": &version, "id": &id, "source": &source, "type": &kind, "time": &at,
+			"datacontenttype": &dataType, "data_base64": &b64}[name]
+		switch {
+		case name == "data":
+			if !isNull(value) {
+				data = value
+			}
+		case into != nil:
+			*into, _ = p.text(r, name, value, Malformed)
+		}
+		return nil
+	})
+	r.Sent = shown(kind)
+	if version != "1.0" {
+		r.fail(Malformed, "specversion must be \"1.0\"")
+		return ""
+	}
+	if source == "" || len(source) > 2048 {
+		r.fail(Malformed, "source must be a URI reference of at most 2,048 bytes")
+	}
+	if id == "" {
+		r.fail(Malformed, "id is missing: a CloudEvent needs one")
+	}
+	if dataType != "" && !isJSONType(dataType) {
+		r.fail(Malformed, "datacontenttype must be JSON")
+		return ""
+	}
+	if b64 != "" {
+		if data != nil {
+			r.fail(DuplicateField, "data and data_base64 are both given")
+			return ""
+		}
+		raw, err := base64.StdEncoding.DecodeString(b64)
+		if err != nil || !validJSON(raw) {
+			r.fail(Malformed, "data_base64 does not hold JSON")
+			return ""
+		}
+		data = raw[skipSpace(raw, 0):]
+	}
+	p.eventData(r, kind, data)
+	if r.SourceID == "" && id != "" {
+		r.setID(&r.SourceID, "id", id, Malformed)
+	}
+	if r.DetectedAt.IsZero() && at != "" {
+		r.setTime("time", at)
+	}
+	return source
+}
+
+func (p *parser) eventData(r *Raised, kind string, data []byte) {
+	if data == nil {
+		r.setType(kind)
+		return
+	}
+	if data[0] != '{' {
+		r.fail(Malformed, "data must be an object")
+		return
+	}
+	hasType := false
+	_ = members(data, func(name string, _ []byte) error {
+		hasType = hasType || name == "type"
+		return nil
+	})
+	if !hasType {
+		r.setType(kind)
+		r.setDetails(data, p.lim)
+		return
+	}
+	p.object(r, data)
+	if strings.Contains(kind, ".") {
+		return
+	}
+	if name, ok := NormaliseType(kind); !ok || name != r.Type {
+		r.fail(DuplicateField, "the event's type %s and data.type %s differ: name the signal's type once", quoted(kind), quoted(r.Sent))
+	}
+}
+
+func isJSONType(s string) bool {
+	media, _, err := mime.ParseMediaType(s)
+	return err == nil && (media == "application/json" || media == "text/json" || strings.HasSuffix(media, "+json"))
+}
