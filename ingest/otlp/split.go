@@ -1,0 +1,171 @@
+package otlp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Oversize counts the records that no part could hold.
+type Oversize struct {
+	Records int
+	Largest int // bytes that the largest of them needs as a message of its own, its headers included
+	Max     int // bytes that a message may have
+}
+
+// String is the sentence for the client's answer; it is "" where no record was too large.
+func (o Oversize) String() string {
+	if o.Records == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d too large to be stored even alone (with its resource and scope the largest needs %d bytes, the limit is %d)",
+		o.Records, o.Largest, o.Max)
+}
+
+// SplitTo cuts payload, which Rewrite made, into parts of at most max bytes: between resources, else between scopes, else
+// between records; a metric that is over max alone between its data points. Each part carries the headers of what it was
+// cut from (resource, scope, schema URLs, the metric's name and so on), so that each is a whole request of the same kind,
+// and parts keep the order of the records. A payload that fits is one part, the same bytes.
+//
+// emit is called with each part and the number of records in it; a part that was cut belongs to it. An error of emit ends
+// the splitting and is returned. A record that no part can hold is counted in Oversize, and the others are still emitted.
+func SplitTo(payload []byte, kind Kind, max int, emit func(part []byte, records int) error) (Oversize, error) {
+	levels := split.logs
+	if kind == Metrics {
+		levels = split.metrics
+	}
+	if len(payload) <= max {
+		n, ok := countRecords(levels, payload)
+		if !ok {
+			return Oversize{}, errSplit
+		}
+		return Oversize{}, emit(payload, n)
+	}
+	s := splitter{max: max, over: Oversize{Max: max}}
+	err := s.split(levels, payload, max, 0, emit)
+	return s.over, err
+}
+
+// errSplit means that the payload did not come out of Rewrite.
+var errSplit = errors.New("otlp: cannot split a payload that is not valid OTLP")
+
+// level says which fields of a message hold the messages of the next level, by a bit each.
+type level uint32
+
+// split holds, from the request down to the message that holds records, which fields lead on.
+var split = struct{ logs, metrics []level }{
+	logs:    []level{1 << 1, 1 << 2, 1 << 2},
+	metrics: []level{1 << 1, 1 << 2, 1 << 2, 1<<5 | 1<<7 | 1<<9 | 1<<10 | 1<<11, 1 << 1},
+}
+
+func (l level) leads(f *fields) bool { return f.wire == wireBytes && f.num < 32 && l&(1<<f.num) != 0 }
+
+func countRecords(levels []level, b []byte) (int, bool) {
+	if len(levels) == 0 {
+		return 1, true
+	}
+	n := 0
+	f := fields{b: b}
+	for f.next() {
+		if !levels[0].leads(&f) {
+			continue
+		}
+		sub, ok := countRecords(levels[1:], f.val)
+		if !ok {
+			return 0, false
+		}
+		n += sub
+	}
+	return n, !f.bad
+}
+
+type splitter struct {
+	max  int
+	over Oversize
+}
+
+// split cuts the content b of a message whose content may have budget bytes, so that the whole part stays within max. around
+// is what the messages around it add, for the report.
+func (s *splitter) split(levels []level, b []byte, budget, around int, emit func([]byte, int) error) error {
+	header := 0
+	f := fields{b: b}
+	for f.next() {
+		if !levels[0].leads(&f) {
+			header += len(f.raw)
+		}
+	}
+	if f.bad {
+		return errSplit
+	}
+	var run [][]byte // fields that go out together
+	size, records := header, 0
+	flush := func() error {
+		if records == 0 {
+			return nil
+		}
+		part := make([]byte, 0, size+around)
+		part = appendHeader(part, levels[0], b)
+		for _, raw := range run {
+			part = append(part, raw...)
+		}
+		n := records
+		run, size, records = run[:0], header, 0
+		return emit(part, n)
+	}
+	for f := (fields{b: b}); f.next(); {
+		if !levels[0].leads(&f) {
+			continue
+		}
+		n, ok := countRecords(levels[1:], f.val)
+		if !ok {
+			return errSplit
+		}
+		if n == 0 {
+			continue
+		}
+		if size+len(f.raw) > budget {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if header+len(f.raw) <= budget {
+			run = append(run, f.raw)
+			size += len(f.raw)
+			records += n
+			continue
+		}
+		if err := s.descend(levels, b, &f, header, budget, around, emit); err != nil {
+			return err
+		}
+	}
+	return flush()
+}
+
+// descend cuts the one field f of b, which is too large even if it goes out alone under b's header.
+func (s *splitter) descend(levels []level, b []byte, f *fields, header, budget, around int, emit func([]byte, int) error) error {
+	if len(levels) == 1 {
+		s.over.Records++
+		s.over.Largest = max(s.over.Largest, around+header+len(f.raw))
+		return nil
+	}
+	// The tag is one byte; a part is no larger than the field it is cut from, so its length takes no more bytes than now.
+	frame := len(f.raw) - len(f.val)
+	num := f.num
+	return s.split(levels[1:], f.val, budget-header-frame, around+header+frame, func(inner []byte, records int) error {
+		part := make([]byte, 0, around+header+frame+len(inner))
+		part = appendHeader(part, levels[0], b)
+		part = appendTag(part, num, wireBytes)
+		part = binary.AppendUvarint(part, uint64(len(inner)))
+		part = append(part, inner...)
+		return emit(part, records)
+	})
+}
+
+func appendHeader(dst []byte, l level, b []byte) []byte {
+	for f := (fields{b: b}); f.next(); {
+		if !l.leads(&f) {
+			dst = append(dst, f.raw...)
+		}
+	}
+	return dst
+}
