@@ -2,16 +2,12 @@ package signals
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"time"
 
 	"flowstate.inc/sluice/auth"
 )
-
-// ErrNoAccount is what the look-ups of a DeciderConfig answer, wrapped or not, when they know that there is no such account.
-var ErrNoAccount = errors.New("no such service account")
 
 // Caps say how loud a signal of an environment may be. An environment that is not named is not capped.
 type Caps map[string]Severity
@@ -30,7 +26,7 @@ type DeciderConfig struct {
 	Caps     Caps      // nil: DefaultCaps
 
 	// Account and AccountByName answer who a service account of org is, for the subjects that detectors name: auth.Chain's.
-	// ErrNoAccount says that there is none; any other error says that nobody knows. Nil: nobody ever knows.
+	// auth.ErrNoKey, wrapped or not, says that there is none; any other error says that nobody knows. Nil: nobody ever knows.
 	Account       func(ctx context.Context, org, id string) (*auth.Principal, error)
 	AccountByName func(ctx context.Context, org, name, environment string) (*auth.Principal, error)
 

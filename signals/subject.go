@@ -175,7 +175,7 @@ func (d *Decider) account(ctx context.Context, org string, ref *SubjectRef) (*au
 		a, err = d.cfg.Account(ctx, org, ref.ID)
 	}
 	switch {
-	case errors.Is(err, ErrNoAccount):
+	case errors.Is(err, auth.ErrNoKey):
 		return nil, invalidSubject("there is no such service account in this org")
 	case err != nil, a == nil:
 		return nil, &Verdict{Outcome: Unavailable, Reason: SubjectAway, Detail: "nobody can say who the subject is at the moment"}
