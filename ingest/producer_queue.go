@@ -1,0 +1,385 @@
+package ingest
+
+import (
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// What Kafka's record batch costs at most beside the bytes of keys, values and headers.
+const (
+	batchOverhead  = 61
+	recordOverhead = 25 // length, attributes, timestamp and offset deltas, lengths of key and value, number of headers
+	headerOverhead = 10
+)
+
+// MessageSize is how large m is to Kafka when it travels alone: what ProducerConfig.MaxMessageBytes and a topic's
+// max.message.bytes bound. It may be a few bytes more than the truth, never less.
+func MessageSize(m *Message) int { return batchOverhead + recordSize(m) }
+
+func recordSize(m *Message) int {
+	n := recordOverhead + len(m.Key) + len(m.Value)
+	for i := range m.Headers {
+		n += headerOverhead + len(m.Headers[i].Key) + len(m.Headers[i].Value)
+	}
+	return n
+}
+
+// A produceCall is one call of Produce. Everything but done, timer and parts is guarded by Producer.mu.
+type produceCall struct {
+	deadline time.Time
+	timer    *time.Timer
+	done     chan struct{} // holds one token once pending is 0
+	parts    []*kafkaPartition
+
+	pending int   // messages not yet decided
+	touched bool  // an attempt was made for one of them
+	left    bool  // nobody waits any more
+	err     error // the first failure
+	large   []int // messages that are too large
+}
+
+// A produceEntry is one message on its way.
+type produceEntry struct {
+	msg   *Message
+	call  *produceCall
+	index int32 // in the call
+	size  int32 // recordSize
+}
+
+// A produceBatch is what goes to one partition in one request. Once sent it stays as it is until it is decided or split.
+type produceBatch struct {
+	part     *kafkaPartition
+	entries  []produceEntry
+	bytes    int
+	deadline time.Time // the latest of its messages'
+	tries    int
+}
+
+// A kafkaPartition is the queue of one partition. All of it but the first lines is guarded by Producer.mu.
+type kafkaPartition struct {
+	topic    string
+	index    int32
+	messages prometheus.Counter
+	bytes    prometheus.Counter
+
+	leader int32 // -1: none
+	queue  []produceEntry
+	head   int             // queue[:head] is taken
+	retry  []*produceBatch // before the queue, in this order
+
+	busy    bool        // a request is under way
+	listed  bool        // in its leader's ready list
+	backoff *time.Timer // not nil: waits for another try
+
+	failingSince time.Time // zero: the last attempt went well
+	lastErr      error     // why not
+}
+
+func (p *Producer) newPartition(topic string, index int32) *kafkaPartition {
+	m := p.metrics.topic(topic)
+	return &kafkaPartition{topic: topic, index: index, leader: -1, messages: m.messages, bytes: m.bytes}
+}
+
+func (part *kafkaPartition) waiting() int { return len(part.queue) - part.head }
+
+// active says whether something is on its way that will tell us how the partition is.
+func (part *kafkaPartition) active() bool {
+	return part.busy || len(part.retry) > 0 || part.waiting() > 0
+}
+
+func (part *kafkaPartition) fails(now time.Time, err error) {
+	if part.failingSince.IsZero() {
+		part.failingSince = now
+	}
+	part.lastErr = err
+}
+
+// why says what keeps the partition's messages from being written.
+func (part *kafkaPartition) why() error {
+	if part.lastErr != nil {
+		return part.lastErr
+	}
+	return errTimedOut
+}
+
+func (part *kafkaPartition) endBackoff() {
+	if part.backoff != nil {
+		part.backoff.Stop()
+		part.backoff = nil
+	}
+}
+
+// newCall takes a call from the pool and starts its clock.
+func (p *Producer) newCall(n int) *produceCall {
+	c, _ := p.calls.Get().(*produceCall)
+	if c == nil {
+		c = &produceCall{done: make(chan struct{}, 1), timer: time.NewTimer(p.cfg.Timeout)}
+	} else {
+		c.timer.Reset(p.cfg.Timeout)
+	}
+	c.deadline = time.Now().Add(p.cfg.Timeout)
+	c.parts = slices.Grow(c.parts[:0], n)
+	return c
+}
+
+// recycle puts back a call that nothing refers to any more.
+func (p *Producer) recycle(c *produceCall) {
+	c.timer.Stop()
+	clear(c.parts)
+	*c = produceCall{done: c.done, timer: c.timer, parts: c.parts[:0]}
+	p.calls.Put(c)
+}
+
+// result is what Produce answers when all messages are decided.
+func (c *produceCall) result() error {
+	if c.err != nil {
+		if ua, ok := c.err.(*UnavailableError); ok && c.touched && !ua.MaybeWritten {
+			e := *ua
+			e.MaybeWritten = true
+			return &e
+		}
+		return c.err
+	}
+	if len(c.large) > 0 {
+		slices.Sort(c.large)
+		return &TooLargeError{Index: c.large[0], Indexes: slices.Clone(c.large), Acked: true}
+	}
+	return nil
+}
+
+// leave ends a call that is not waited for any more; its messages go on without it.
+func (p *Producer) leave(c *produceCall, kind ErrorKind, cause error) error {
+	p.mu.Lock()
+	if c.pending == 0 { // decided in this very moment
+		p.mu.Unlock()
+		<-c.done
+		err := c.result()
+		p.recycle(c)
+		return err
+	}
+	defer p.mu.Unlock()
+	c.left = true
+	e := &UnavailableError{Kind: kind, MaybeWritten: c.touched, Err: cause}
+	// Whatever keeps the partitions from going on says more than the clock.
+	for _, part := range c.parts {
+		if !part.failingSince.IsZero() {
+			e.Topic, e.Kind, e.Err = part.topic, kindOf(part.lastErr), part.lastErr
+			break
+		}
+	}
+	if c.err != nil {
+		return c.err
+	}
+	return e
+}
+
+// enqueue puts the messages of a call, routed already, into the queues of their partitions, or none of them.
+func (p *Producer) enqueue(c *produceCall, msgs []Message) error {
+	bytes := int64(0)
+	for i := range msgs {
+		bytes += int64(recordSize(&msgs[i]) + entryOverhead)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.isClosing() {
+		return p.refuse(&UnavailableError{Kind: KindClosed, Err: ErrProducerClosed}, len(msgs))
+	}
+	for _, part := range c.parts {
+		// One call at a time may find out whether a partition that has failed for long is back.
+		if !part.failingSince.IsZero() && part.active() && c.deadline.Sub(part.failingSince) > 2*p.cfg.Timeout {
+			return p.refuse(&UnavailableError{Topic: part.topic, Kind: kindOf(part.lastErr), Err: &stillAway{part.lastErr}}, len(msgs))
+		}
+	}
+	if p.inFlight.Load()+bytes > p.cfg.MaxInFlightBytes {
+		p.metrics.failed(KindOverloaded, len(msgs))
+		return ErrOverloaded
+	}
+	p.inFlight.Add(bytes)
+	p.queued.Add(int64(len(msgs)))
+	p.open += len(msgs)
+	c.pending = len(msgs)
+	for i := range msgs {
+		part := c.parts[i]
+		part.queue = append(part.queue, produceEntry{msg: &msgs[i], call: c, index: int32(i), size: int32(recordSize(&msgs[i]))})
+		p.schedule(part)
+	}
+	return nil
+}
+
+// schedule gives a partition that has something to send to its leader. Without a leader it waits for the next metadata.
+func (p *Producer) schedule(part *kafkaPartition) {
+	if part.busy || part.listed || part.backoff != nil || len(part.retry) == 0 && part.waiting() == 0 {
+		return
+	}
+	if b := p.brokers[part.leader]; b != nil && !p.stopped {
+		part.listed = true
+		b.ready = append(b.ready, part)
+		b.wake.Signal()
+	}
+}
+
+// take forms the partition's next batch; nil when nothing is left that is worth sending.
+func (p *Producer) take(part *kafkaPartition, now time.Time) *produceBatch {
+	p.expire(part, now)
+	if len(part.retry) > 0 {
+		bt := part.retry[0]
+		part.retry = slices.Delete(part.retry, 0, 1)
+		p.queued.Add(-int64(len(bt.entries)))
+		return bt
+	}
+	queue := part.queue[part.head:]
+	if len(queue) == 0 {
+		return nil
+	}
+	n, bytes := 0, batchOverhead
+	for n < len(queue) && n < maxBatchMessages && (n == 0 || bytes+int(queue[n].size) <= p.cfg.MaxMessageBytes) {
+		bytes += int(queue[n].size)
+		queue[n].call.touched = true
+		n++
+	}
+	bt := p.newBatch(part, queue[:n])
+	bt.bytes = bytes
+	p.drop(part, n)
+	return bt
+}
+
+// drop takes n entries off the head of the queue.
+func (p *Producer) drop(part *kafkaPartition, n int) {
+	p.queued.Add(-int64(n))
+	clear(part.queue[part.head : part.head+n])
+	part.head += n
+	switch {
+	case part.head == len(part.queue):
+		part.queue, part.head = part.queue[:0], 0
+		if cap(part.queue) > maxBatchMessages {
+			part.queue = nil // a jam has dissolved; do not keep its room
+		}
+	case part.head > len(part.queue)/2 && part.head >= maxBatchMessages:
+		k := copy(part.queue, part.queue[part.head:])
+		clear(part.queue[k:])
+		part.queue, part.head = part.queue[:k], 0
+	}
+}
+
+// expire fails what has waited too long. Deadlines in a queue rise, because every message has the same time.
+func (p *Producer) expire(part *kafkaPartition, now time.Time) {
+	for len(part.retry) > 0 && !now.Before(part.retry[0].deadline) {
+		bt := part.retry[0]
+		part.retry = slices.Delete(part.retry, 0, 1)
+		p.queued.Add(-int64(len(bt.entries)))
+		p.failBatch(bt, part.why())
+	}
+	n := 0
+	for queue := part.queue[part.head:]; n < len(queue) && !now.Before(queue[n].call.deadline); n++ {
+		if n == 0 && part.leader < 0 {
+			part.fails(now, errNoLeader)
+		}
+		err := part.why()
+		p.decide(&queue[n], &UnavailableError{Topic: part.topic, Kind: kindOf(err), Err: err})
+	}
+	if n > 0 {
+		p.metrics.failed(KindTimeout, n)
+		p.drop(part, n)
+	}
+}
+
+// failWaiting fails everything of a partition that is not under way.
+func (p *Producer) failWaiting(part *kafkaPartition, err *UnavailableError) {
+	part.endBackoff()
+	for _, bt := range part.retry {
+		p.queued.Add(-int64(len(bt.entries)))
+		p.failBatch(bt, err)
+	}
+	part.retry = nil
+	queue := part.queue[part.head:]
+	for i := range queue {
+		p.decide(&queue[i], err)
+	}
+	p.metrics.failed(err.Kind, len(queue))
+	p.drop(part, len(queue))
+}
+
+// failBatch fails all messages of a batch that was sent at least once.
+func (p *Producer) failBatch(bt *produceBatch, cause error) {
+	err := &UnavailableError{Topic: bt.part.topic, Kind: kindOf(cause), MaybeWritten: true, Err: cause}
+	p.metrics.failed(err.Kind, len(bt.entries))
+	for i := range bt.entries {
+		p.decide(&bt.entries[i], err)
+	}
+	p.say("fail "+bt.part.topic+string(err.Kind), "kafka did not acknowledge",
+		slog.String("topic", bt.part.topic), slog.Int("partition", int(bt.part.index)), slog.Int("messages", len(bt.entries)), slog.Any("error", err))
+	p.putBatch(bt)
+}
+
+// decide says what became of one message; the last one of a call ends it.
+func (p *Producer) decide(e *produceEntry, err error) {
+	c := e.call
+	if _, large := err.(*TooLargeError); large {
+		c.large = append(c.large, int(e.index))
+	} else if err != nil && c.err == nil {
+		c.err = err
+	}
+	p.inFlight.Add(-int64(e.size + entryOverhead))
+	p.open--
+	if p.open == 0 && p.isClosing() {
+		close(p.drained)
+	}
+	c.pending--
+	if c.pending > 0 {
+		return
+	}
+	if c.left {
+		p.recycle(c)
+	} else {
+		c.done <- struct{}{}
+	}
+}
+
+func (p *Producer) newBatch(part *kafkaPartition, entries []produceEntry) *produceBatch {
+	bt, _ := p.spare.Get().(*produceBatch)
+	if bt == nil {
+		bt = new(produceBatch)
+	}
+	bt.part = part
+	bt.entries = append(bt.entries, entries...)
+	bt.bytes = batchOverhead
+	for i := range entries {
+		bt.bytes += int(entries[i].size)
+	}
+	bt.deadline = entries[len(entries)-1].call.deadline
+	return bt
+}
+
+// putBatch takes back a batch whose messages are all decided.
+func (p *Producer) putBatch(bt *produceBatch) {
+	clear(bt.entries)
+	*bt = produceBatch{entries: bt.entries[:0]}
+	p.spare.Put(bt)
+}
+
+// sweep drops what has waited too long for partitions that nobody serves, so that its bytes are given back, and writes
+// the log for those who hold p.mu.
+func (p *Producer) sweep() {
+	defer p.wg.Done()
+	tick := time.NewTicker(max(p.cfg.Timeout/20, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case l := <-p.lines:
+			p.log.LogAttrs(p.ctx, slog.LevelWarn, l.msg, l.attrs...)
+		case now := <-tick.C:
+			p.mu.Lock()
+			for _, parts := range p.topics {
+				for _, part := range parts {
+					p.expire(part, now)
+				}
+			}
+			p.mu.Unlock()
+		}
+	}
+}

@@ -1,0 +1,433 @@
+package ingest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/produce"
+)
+
+// slotsPerBroker is how many requests may be under way to one broker, each with its own connection and never two with the
+// same partition. Two, so that one partition whose followers are slow does not hold up all the others of its broker.
+const slotsPerBroker = 2
+
+const (
+	firstBackoff = 20 * time.Millisecond
+	maxBackoff   = 500 * time.Millisecond
+)
+
+// A kafkaBroker leads some of our partitions. Fields without atomics are guarded by Producer.mu.
+type kafkaBroker struct {
+	p    *Producer
+	id   int32
+	addr string
+
+	reachable atomic.Bool  // the last exchange went well
+	seen      atomic.Int64 // unix ns of the last exchange or the last try
+	probing   atomic.Bool
+
+	wake    *sync.Cond        // something is ready, or retired
+	ready   []*kafkaPartition // partitions with something to send
+	retired bool
+}
+
+// newBroker starts a broker's slots; it is called with p.mu held.
+func (p *Producer) newBroker(id int32, addr string) *kafkaBroker {
+	b := &kafkaBroker{p: p, id: id, addr: addr, wake: sync.NewCond(&p.mu)}
+	b.reachable.Store(true)
+	b.seen.Store(time.Now().UnixNano())
+	for range slotsPerBroker {
+		s := &kafkaSlot{p: p, b: b}
+		p.slots[s] = struct{}{}
+		p.wg.Add(1)
+		go s.run()
+	}
+	return b
+}
+
+// retire ends the slots when they have done what they are at; it is called with p.mu held.
+func (b *kafkaBroker) retire() {
+	b.retired = true
+	b.wake.Broadcast()
+}
+
+// note keeps what an exchange with the broker told about it.
+func (b *kafkaBroker) note(err error) {
+	b.seen.Store(time.Now().UnixNano())
+	if was := b.reachable.Swap(err == nil); was == (err == nil) || b.p.ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		b.p.log.Warn("kafka broker is away", "broker", b.id, "addr", b.addr, "error", err)
+	} else {
+		b.p.log.Info("kafka broker is back", "broker", b.id, "addr", b.addr)
+	}
+}
+
+// probe finds out, beside the traffic, about one broker that is away or that nothing was heard of for a while.
+func (p *Producer) probe() {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped {
+		return
+	}
+	for _, b := range p.brokers {
+		quiet := now.Sub(time.Unix(0, b.seen.Load()))
+		if quiet < 10*time.Second && (b.reachable.Load() || quiet < p.cfg.MetadataTTL/2) || b.probing.Swap(true) {
+			continue
+		}
+		p.wg.Go(func() {
+			defer b.probing.Store(false)
+			c, err := p.dialer.dial(p.ctx, b.addr)
+			if err == nil {
+				c.close()
+			}
+			b.note(err)
+		})
+	}
+}
+
+// A kafkaSlot sends one request after another to its broker.
+type kafkaSlot struct {
+	p    *Producer
+	b    *kafkaBroker
+	conn *kafkaConn // changed with p.mu held, used by the slot alone; Close may close it
+
+	batches []*produceBatch // of the request under way
+	req     produce.Request
+	readers []*recordReader
+}
+
+func (s *kafkaSlot) run() {
+	defer s.p.wg.Done()
+	for s.next() {
+		began := time.Now()
+		res, err := s.roundTrip(began)
+		s.p.metrics.request(time.Since(began))
+		s.settle(res, err)
+	}
+}
+
+// next waits for something to send and takes it: everything that is ready, within the limits. False: the broker is retired.
+func (s *kafkaSlot) next() bool {
+	p, b := s.p, s.b
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !b.retired {
+		s.gather()
+		if len(s.batches) > 0 {
+			return true
+		}
+		b.wake.Wait()
+	}
+	if s.conn != nil {
+		s.conn.close()
+		s.conn = nil
+	}
+	delete(p.slots, s)
+	left := b.ready
+	b.ready = nil
+	for _, part := range left {
+		part.listed = false
+		p.schedule(part)
+	}
+	return false
+}
+
+func (s *kafkaSlot) gather() {
+	p, b := s.p, s.b
+	now := time.Now()
+	keep, bytes := b.ready[:0], 0
+	for i, part := range b.ready {
+		if bytes >= maxRequestBytes {
+			keep = append(keep, b.ready[i])
+			continue
+		}
+		part.listed = false
+		if part.leader != b.id {
+			p.schedule(part)
+			continue
+		}
+		if bt := p.take(part, now); bt != nil {
+			part.busy = true
+			bytes += bt.bytes
+			s.batches = append(s.batches, bt)
+		}
+	}
+	clear(b.ready[len(keep):])
+	b.ready = keep
+	if len(keep) > 0 {
+		b.wake.Signal()
+	}
+}
+
+// roundTrip makes one attempt. When it returns nothing of the attempt is going on any more.
+func (s *kafkaSlot) roundTrip(now time.Time) (*produce.Response, error) {
+	deadline := time.Time{}
+	for _, bt := range s.batches {
+		if bt.deadline.After(deadline) {
+			deadline = bt.deadline
+		}
+	}
+	// Some time is left for another try on another connection.
+	if d := now.Add(s.p.cfg.Timeout * 3 / 4); d.Before(deadline) {
+		deadline = d
+	}
+	if err := s.connect(deadline); err != nil {
+		return nil, err
+	}
+	s.encode(deadline.Sub(now))
+	res, err := ask[*produce.Response](s.conn, deadline, &s.req)
+	if err != nil {
+		s.hangUp()
+		return nil, fmt.Errorf("broker %s: %w", s.b.addr, err)
+	}
+	return res, nil
+}
+
+func (s *kafkaSlot) connect(deadline time.Time) error {
+	if s.conn != nil && s.conn.stale(time.Now()) {
+		s.hangUp()
+	}
+	if s.conn != nil {
+		return nil
+	}
+	ctx, cancel := context.WithDeadline(s.p.ctx, deadline)
+	defer cancel()
+	c, err := s.p.dialer.dial(ctx, s.b.addr)
+	if err != nil {
+		return err
+	}
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	if s.p.stopped {
+		c.close()
+		return ErrProducerClosed
+	}
+	s.conn = c
+	return nil
+}
+
+func (s *kafkaSlot) hangUp() {
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	s.conn.close()
+	s.conn = nil
+}
+
+// encode forms the request of s.batches, in memory that the slot reuses: the attempt has ended before the next one begins.
+func (s *kafkaSlot) encode(budget time.Duration) {
+	s.req.Acks = int16(kafka.RequireAll)
+	s.req.Timeout = int32(max(100*time.Millisecond, budget-200*time.Millisecond) / time.Millisecond) // the broker's answer shall come before we hang up
+	for i := range s.req.Topics {
+		s.req.Topics[i].Partitions = s.req.Topics[i].Partitions[:0]
+	}
+	s.req.Topics = s.req.Topics[:0]
+	for i, bt := range s.batches {
+		if i == len(s.readers) {
+			s.readers = append(s.readers, new(recordReader))
+		}
+		s.readers[i].reset(bt.entries)
+		t := s.topic(bt.part.topic)
+		t.Partitions = append(t.Partitions, produce.RequestPartition{
+			Partition: bt.part.index,
+			RecordSet: protocol.RecordSet{Attributes: protocol.Attributes(s.p.cfg.Compression), Records: s.readers[i]},
+		})
+	}
+}
+
+func (s *kafkaSlot) topic(name string) *produce.RequestTopic {
+	for i := range s.req.Topics {
+		if s.req.Topics[i].Topic == name {
+			return &s.req.Topics[i]
+		}
+	}
+	n := len(s.req.Topics)
+	if n < cap(s.req.Topics) { // with the room its partitions had
+		s.req.Topics = s.req.Topics[:n+1]
+	} else {
+		s.req.Topics = append(s.req.Topics, produce.RequestTopic{})
+	}
+	s.req.Topics[n].Topic = name
+	return &s.req.Topics[n]
+}
+
+// settle decides each batch of an attempt that has ended: done, to be tried again, to be split, or failed.
+func (s *kafkaSlot) settle(res *produce.Response, err error) {
+	p := s.p
+	s.b.note(err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stale := err != nil
+	now := time.Now()
+	for i, bt := range s.batches {
+		s.batches[i] = nil
+		part, failure := bt.part, err
+		if failure == nil {
+			failure = outcome(res, part)
+		}
+		part.busy = false
+		stale = p.settleBatch(bt, failure, now) || stale
+		p.schedule(part)
+	}
+	s.batches = s.batches[:0]
+	for _, r := range s.readers {
+		r.reset(nil)
+	}
+	if stale {
+		p.kick()
+	}
+}
+
+// outcome finds what the broker said about a partition.
+func outcome(res *produce.Response, part *kafkaPartition) error {
+	for i := range res.Topics {
+		if res.Topics[i].Topic != part.topic {
+			continue
+		}
+		for j := range res.Topics[i].Partitions {
+			if rp := &res.Topics[i].Partitions[j]; rp.Partition == part.index {
+				if rp.ErrorCode == 0 {
+					return nil
+				}
+				return kafka.Error(rp.ErrorCode)
+			}
+		}
+	}
+	return errNoAnswer
+}
+
+// settleBatch says whether the failure hints at metadata of ours that is out of date.
+func (p *Producer) settleBatch(bt *produceBatch, err error, now time.Time) bool {
+	part := bt.part
+	if err == nil {
+		part.failingSince, part.lastErr = time.Time{}, nil
+		part.messages.Add(float64(len(bt.entries)))
+		part.bytes.Add(float64(bt.bytes - batchOverhead))
+		for i := range bt.entries {
+			p.decide(&bt.entries[i], nil)
+		}
+		p.putBatch(bt)
+		return false
+	}
+	kind := kindOf(err)
+	p.metrics.attemptFailed(kind)
+	code, isCode := err.(kafka.Error)
+	switch {
+	case isCode && divisible(code) && len(bt.entries) > 1:
+		p.split(bt)
+		return false
+	case isCode && divisible(code):
+		p.single(bt, code)
+		return false
+	}
+	part.fails(now, err)
+	wait := min(maxBackoff, firstBackoff<<min(bt.tries, 6))
+	wait = wait*3/4 + rand.N(wait/2)
+	if p.stopped || isCode && !retriable(code) || !now.Add(wait).Before(bt.deadline) {
+		p.failBatch(bt, err)
+		return kind == KindLeader || kind == KindUnknownTopic || !isCode
+	}
+	bt.tries++
+	p.metrics.retried()
+	p.queued.Add(int64(len(bt.entries)))
+	part.retry = append([]*produceBatch{bt}, part.retry...)
+	p.later(part, wait)
+	return kind == KindLeader || kind == KindUnknownTopic || !isCode
+}
+
+// later schedules the partition again when wait is over.
+func (p *Producer) later(part *kafkaPartition, wait time.Duration) {
+	part.endBackoff()
+	var timer *time.Timer
+	timer = time.AfterFunc(wait, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if part.backoff == timer { // else somebody was faster
+			part.backoff = nil
+			p.schedule(part)
+		}
+	})
+	part.backoff = timer
+}
+
+// split halves a batch that the broker will not have as a whole.
+func (p *Producer) split(bt *produceBatch) {
+	half := len(bt.entries) / 2
+	left, right := p.newBatch(bt.part, bt.entries[:half]), p.newBatch(bt.part, bt.entries[half:])
+	p.queued.Add(int64(len(bt.entries)))
+	bt.part.retry = append([]*produceBatch{left, right}, bt.part.retry...)
+	p.putBatch(bt)
+}
+
+// single decides a message that the broker refused when it came alone.
+func (p *Producer) single(bt *produceBatch, code kafka.Error) {
+	kind := kindOfCode(code)
+	p.metrics.failed(kind, 1)
+	p.say("refused "+bt.part.topic+string(kind), "kafka refuses a message for what it is",
+		slog.String("topic", bt.part.topic), slog.Int("bytes", int(bt.entries[0].size)), slog.Any("error", code))
+	var err error = &TooLargeError{}
+	if kind != KindTooLarge {
+		err = &UnavailableError{Topic: bt.part.topic, Kind: kind, Err: code}
+	}
+	p.decide(&bt.entries[0], err)
+	p.putBatch(bt)
+}
+
+// A recordReader gives the messages of a batch to the encoder, one at a time and without allocating.
+type recordReader struct {
+	entries []produceEntry
+	next    int
+	record  protocol.Record
+	key     recordBytes
+	value   recordBytes
+	headers []protocol.Header
+}
+
+func (r *recordReader) reset(entries []produceEntry) {
+	r.entries, r.next = entries, 0
+	r.record = protocol.Record{}
+	r.key.Reset(nil)
+	r.value.Reset(nil)
+	clear(r.headers)
+	r.headers = r.headers[:0]
+}
+
+// ReadRecord implements protocol.RecordReader. The record is good until the next call.
+func (r *recordReader) ReadRecord() (*protocol.Record, error) {
+	if r.next == len(r.entries) {
+		return nil, io.EOF
+	}
+	m := r.entries[r.next].msg
+	r.next++
+	r.record = protocol.Record{}
+	if m.Key != nil {
+		r.key.Reset(m.Key)
+		r.record.Key = &r.key
+	}
+	if m.Value != nil {
+		r.value.Reset(m.Value)
+		r.record.Value = &r.value
+	}
+	r.headers = r.headers[:0]
+	for _, h := range m.Headers {
+		r.headers = append(r.headers, protocol.Header(h))
+	}
+	r.record.Headers = r.headers
+	return &r.record, nil
+}
+
+// recordBytes is a protocol.Bytes over memory.
+type recordBytes struct{ bytes.Reader }
+
+func (*recordBytes) Close() error { return nil }
