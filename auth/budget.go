@@ -1,0 +1,145 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+)
+
+// The reasons for which Truth was not asked. All of them are ErrUnavailable to the caller.
+var (
+	errOverTotal  = errors.New("look-ups over budget")
+	errOverSource = errors.New("look-ups of this address over budget")
+	errOverSlots  = errors.New("too many look-ups at once")
+	errBreaker    = errors.New("database away")
+	errBehind     = errors.New("database answers with an older version than it announced")
+)
+
+const maxSources = 65_536 // addresses that are remembered; the least used go first
+
+// budget keeps look-ups in Truth within what it can bear. A look-up of a key that no cache knows pays from the budget of
+// its address and from the common one, and is paid back when the key turns out to be good; so only misses count, and a
+// flood of them spends its own address's share. Keys that are known pay nothing and have half of the slots to themselves.
+type budget struct {
+	total     bucket
+	perSecond int64
+	perSource int64
+	sources   *otter.Cache[netip.Addr, *bucket]
+	slots     chan struct{}
+	unknown   chan struct{} // the part of slots that unknown keys may hold
+}
+
+const budgetBurst = int64(2 * time.Second)
+
+func newBudget(cfg ChainConfig) *budget {
+	return &budget{
+		perSecond: int64(cfg.MissesPerSecond),
+		perSource: int64(cfg.MissesPerSource),
+		sources:   otter.Must(&otter.Options[netip.Addr, *bucket]{MaximumSize: maxSources}),
+		slots:     make(chan struct{}, cfg.Concurrent),
+		unknown:   make(chan struct{}, max(cfg.Concurrent/2, 1)),
+	}
+}
+
+// pay takes one miss from the address's budget and the common one.
+func (b *budget) pay(now int64, remote netip.Addr) error {
+	s := b.source(remote)
+	if _, ok := s.take(now, 1, b.perSource, budgetBurst); !ok {
+		return errOverSource
+	}
+	if _, ok := b.total.take(now, 1, b.perSecond, budgetBurst); !ok {
+		s.refund(1, b.perSource)
+		return errOverTotal
+	}
+	return nil
+}
+
+// payBack returns what pay took, for a key that turned out to be good.
+func (b *budget) payBack(remote netip.Addr) {
+	b.source(remote).refund(1, b.perSource)
+	b.total.refund(1, b.perSecond)
+}
+
+func (b *budget) source(remote netip.Addr) *bucket {
+	remote = remote.Unmap().WithZone("")
+	if remote.Is6() {
+		p, _ := remote.Prefix(64) // one customer, one /64; 64 is never too long
+		remote = p.Addr()
+	}
+	if s, ok := b.sources.GetIfPresent(remote); ok {
+		return s
+	}
+	s, _ := b.sources.ComputeIfAbsent(remote, func() (*bucket, bool) { return new(bucket), false })
+	return s
+}
+
+// enter waits for a slot until ctx ends. The caller calls leave with the same known.
+func (b *budget) enter(ctx context.Context, known bool) error {
+	if !known {
+		select {
+		case b.unknown <- struct{}{}:
+		case <-ctx.Done():
+			return errOverSlots
+		}
+	}
+	select {
+	case b.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		if !known {
+			<-b.unknown
+		}
+		return errOverSlots
+	}
+}
+
+func (b *budget) leave(known bool) {
+	<-b.slots
+	if !known {
+		<-b.unknown
+	}
+}
+
+// refund gives n units back.
+func (b *bucket) refund(n, rate int64) { b.full.Add(-cost(n, rate)) }
+
+const (
+	breakAfter = 3                      // failures in a row
+	breakFor   = int64(1 * time.Second) // until one request tries again
+	noBreak    = 0
+)
+
+// A breaker stops asking somebody who has failed several times in a row; then one caller a second tries. The zero value
+// is closed.
+type breaker struct {
+	failures atomic.Int64
+	until    atomic.Int64 // chain time of the next try; noBreak while closed
+}
+
+// allow reports whether the caller may ask. Who asks must report success or failure.
+func (b *breaker) allow(now int64) bool {
+	until := b.until.Load()
+	if until == noBreak {
+		return true
+	}
+	return now >= until && b.until.CompareAndSwap(until, now+breakFor)
+}
+
+func (b *breaker) success() {
+	if b.failures.Load() != 0 {
+		b.failures.Store(0)
+		b.until.Store(noBreak)
+	}
+}
+
+func (b *breaker) failure(now int64) {
+	if b.failures.Add(1) >= breakAfter {
+		b.until.Store(now + breakFor)
+	}
+}
+
+func (b *breaker) closed() bool { return b.until.Load() == noBreak }

@@ -1,0 +1,120 @@
+package auth
+
+import (
+	"time"
+
+	"github.com/maypok86/otter/v2"
+)
+
+// An entry is a record in L1, with what decides how far to trust it. It is immutable, but for its state.
+type entry struct {
+	state   *keyState
+	rec     Record
+	stub    bool  // the record is out of date and gone; only the state is kept, for the entry that follows
+	checked int64 // chain time when the statement began with which Truth answered
+	vouched int64 // chain time until which a feed is known to have held nothing newer; at least checked
+	oldest  int64 // chain time after which the feed's word is not enough any more
+	grace   int64 // chain time until which the entry may be served though it is stale; 0 for none
+}
+
+// A miss remembers that a prefix did not exist.
+type miss struct {
+	version int64 // what recent said before Truth was asked
+	at      int64 // chain time of the question
+}
+
+// A feedState is what one read of the changes established. It is immutable.
+type feedState struct {
+	readAt    int64     // chain time when the statement was sent
+	from      int64     // chain time: all changes since then are known, as of readAt
+	fromDB    time.Time // the same by the database's clock
+	dbNow     time.Time // the database's clock when the statement began
+	low, high int64     // the database's clock in unix ns is between chain time + low and chain time + high
+}
+
+func (c *Chain) newEntry(rec Record, state *keyState, checked int64) *entry {
+	if state == nil {
+		state = &keyState{id: mustID(rec.Prefix)}
+	}
+	// A tenth of jitter, so that keys that were first used together are not all asked for in the same second an hour later.
+	jitter := int64(c.cfg.Bounds.MaxAge) / 10 * int64(rec.Hash[0]) / 256
+	return &entry{state: state, rec: rec, checked: checked, vouched: checked, oldest: checked + int64(c.cfg.Bounds.MaxAge) - jitter}
+}
+
+func mustID(prefix string) PublicID {
+	id, ok := ParsePrefix(prefix)
+	if !ok {
+		panic("BUG: record with the prefix " + prefix)
+	}
+	return id
+}
+
+// behind reports whether a newer version of the entry's record is known to exist. Every answer goes by here after its
+// last wait, which is what makes revocation true.
+func (c *Chain) behind(id PublicID, e *entry) bool {
+	return e.stub || e.rec.Version < c.recent.version(id)
+}
+
+// fresh reports whether the entry may be served without asking anybody, provided it is not behind.
+func (c *Chain) fresh(e *entry, now int64) bool {
+	current := int64(c.cfg.Bounds.Current)
+	if now-e.checked <= current {
+		return true
+	}
+	f := c.feed.Load()
+	return f != nil && now-f.readAt <= current && e.checked >= f.from && now <= e.oldest
+}
+
+// lastGood is the last moment at which the entry was known to be right. MaxStale counts from there.
+func (c *Chain) lastGood(e *entry) int64 {
+	good := e.vouched
+	if f := c.feed.Load(); f != nil && e.checked >= f.from {
+		good = max(good, min(f.readAt, e.checked+int64(c.cfg.Bounds.MaxAge)))
+	}
+	return good
+}
+
+// insert puts the entry into L1 unless a newer one is there, and returns the one that is there after it. The state of the
+// key carries over from whatever was there before.
+func (c *Chain) insert(id PublicID, e *entry) *entry {
+	actual, _ := c.l1.Compute(id, func(old *entry, found bool) (*entry, otter.ComputeOp) {
+		if !found {
+			return e, otter.WriteOp
+		}
+		if !old.stub && (old.rec.Version > e.rec.Version || old.rec.Version == e.rec.Version && old.checked > e.checked) {
+			return old, otter.CancelOp
+		}
+		next := *e
+		next.state = old.state
+		return &next, otter.WriteOp
+	})
+	return actual
+}
+
+// drop takes a record older than version out of L1 and leaves the key's state. A record known to be revoked stays: no
+// later version is any better, and it must be refused even when Truth is away.
+func (c *Chain) drop(id PublicID, version int64) {
+	c.l1.ComputeIfPresent(id, func(old *entry) (*entry, otter.ComputeOp) {
+		if old.stub || old.rec.Version >= version || !old.rec.RevokedAt.IsZero() {
+			return old, otter.CancelOp
+		}
+		return &entry{state: old.state, stub: true}, otter.WriteOp
+	})
+}
+
+// dbTime converts chain time to the database's clock, never too late. checkedAt converts back, never too late either:
+// a round trip through another edge can only make a record look older than it is.
+func (c *Chain) dbTime(at int64) int64 {
+	if f := c.feed.Load(); f != nil {
+		return at + f.low
+	}
+	return at + c.start.UnixNano()
+}
+
+func (c *Chain) chainTime(db int64) int64 {
+	if f := c.feed.Load(); f != nil {
+		return min(db-f.high, c.clock())
+	}
+	// Until the feed was read once, the machine's own clock must do.
+	return min(db-c.start.UnixNano(), c.clock())
+}

@@ -1,0 +1,182 @@
+package auth
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	propagateBatch   = 500
+	propagateTimeout = 2 * time.Second // for one batch; nobody waits for it
+)
+
+// pendingChanges are the changes that Redis may not have yet. A failed write leaves them here, so it needs no bound of its
+// own: it holds at most what recent does.
+type pendingChanges struct {
+	mu   sync.Mutex
+	m    map[PublicID]bool // guarded by mu; true: fetch the record as well
+	wake chan struct{}
+
+	feed atomic.Int64 // the database's clock in unix ns up to which this edge has read the changes
+	upTo atomic.Int64 // the same up to which Redis holds them, as Redis said last; 0: unknown
+}
+
+func (p *pendingChanges) add(id PublicID, fetch bool) {
+	p.mu.Lock()
+	p.m[id] = p.m[id] || fetch
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *pendingChanges) takeAll() map[PublicID]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.m
+	p.m = map[PublicID]bool{}
+	return m
+}
+
+func (p *pendingChanges) putBack(m map[PublicID]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, fetch := range m {
+		p.m[id] = p.m[id] || fetch
+	}
+}
+
+func (p *pendingChanges) len() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.m)
+}
+
+// runShared brings every change into Redis, be it as a version alone, and moves the fleet's mark up to which it has done so.
+func (c *Chain) runShared(ctx context.Context) {
+	tick := time.NewTicker(c.cfg.Bounds.Poll)
+	defer tick.Stop()
+	trouble := trouble{log: c.cfg.Logger, what: "writes of changes to Redis"}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-c.shared.pending.wake:
+		}
+		err := c.propagate(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		trouble.note(err)
+		if err != nil { // a wake must not turn an outage into a loop
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}
+}
+
+func (c *Chain) propagate(ctx context.Context) error {
+	p := &c.shared.pending
+	feed := p.feed.Load() // before the changes are taken: all up to here are among them, or were written already
+	all := p.takeAll()
+	err := c.writeChanges(ctx, all)
+	if err != nil {
+		p.putBack(all)
+		return err
+	}
+	return c.moveMark(ctx, feed)
+}
+
+// writeChanges writes versions, and removes from all what it has written. The first edge to write a version fetches the
+// record too, so that Redis holds a revocation with its hash and principal when the database goes away.
+func (c *Chain) writeChanges(ctx context.Context, all map[PublicID]bool) error {
+	for batch := range slices.Chunk(slices.Collect(maps.Keys(all)), propagateBatch) {
+		bctx, cancel := context.WithTimeout(ctx, propagateTimeout)
+		cmds, err := c.shared.client.Pipelined(bctx, func(p redis.Pipeliner) error {
+			for _, id := range batch {
+				// The whole script each time: EVALSHA in a pipeline fails on whichever node has not seen it yet.
+				p.Eval(bctx, keepHigher, []string{c.shared.key(id)}, digits(c.recent.version(id)), digits(0), "", c.shared.ttl)
+			}
+			return nil
+		})
+		cancel()
+		if err != nil {
+			return err
+		}
+		for i, id := range batch {
+			first, _ := cmds[i].(*redis.Cmd).Int()
+			if first == 1 && all[id] {
+				c.fetchChanged(ctx, id)
+			}
+			delete(all, id)
+		}
+	}
+	return nil
+}
+
+// fetchChanged brings the record of a changed key into Redis. Failing is no harm: the version is there, and whoever needs the
+// record asks for it.
+func (c *Chain) fetchChanged(ctx context.Context, id PublicID) {
+	if !c.truthUp.allow(c.clock()) {
+		return
+	}
+	begun := c.clock()
+	rec, err := c.truthKey(ctx, id)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, propagateTimeout)
+	defer cancel()
+	err = c.shared.put(ctx, rec, c.dbTime(begun))
+	if err != nil {
+		c.metrics.redisError.Inc()
+	}
+}
+
+// moveMark says in Redis that it holds all changes up to feed. Where the mark has gone back, Redis has lost writes (a
+// snapshot restored, a replica promoted, a flush): then everything recent is written again first.
+func (c *Chain) moveMark(ctx context.Context, feed int64) error {
+	p := &c.shared.pending
+	ctx, cancel := context.WithTimeout(ctx, propagateTimeout)
+	defer cancel()
+	mark, err := c.shared.mark(ctx)
+	if err != nil {
+		return err
+	}
+	lost := mark < p.upTo.Load()
+	p.upTo.Store(mark)
+	if lost {
+		c.cfg.Logger.Warn("Redis has lost writes; writing recent changes again", "changes", c.recent.len())
+		c.recent.all(func(id PublicID) { p.add(id, false) })
+		return nil
+	}
+	if feed <= mark {
+		return nil // another edge was quicker, or this one has read nothing new
+	}
+	err = c.shared.script.Run(ctx, c.shared.client, []string{c.shared.feedKey}, digits(feed), digits(0), "", c.shared.ttl).Err()
+	if err != nil {
+		return err
+	}
+	p.upTo.Store(feed)
+	return nil
+}
+
+// mark reads the database's clock up to which Redis holds all changes; 0 for none.
+func (s *sharedCache) mark(ctx context.Context) (int64, error) {
+	v, err := s.client.HGet(ctx, s.feedKey, "v").Int64()
+	if err == redis.Nil {
+		return 0, nil
+	}
+	return v, err
+}
