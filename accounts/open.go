@@ -1,0 +1,149 @@
+package accounts
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"modernc.org/sqlite"
+)
+
+// A Dialect says which database a Store speaks to, and what little differs.
+type Dialect uint8
+
+// The databases that a Store runs on.
+const (
+	Postgres Dialect = iota + 1
+	SQLite
+)
+
+func (d Dialect) String() string {
+	switch d {
+	case Postgres:
+		return "postgres"
+	case SQLite:
+		return "sqlite"
+	}
+	return "unknown"
+}
+
+// clock is an expression for the database's clock in unix microseconds. SQLite's counts in milliseconds.
+func (d Dialect) clock() string {
+	if d == Postgres {
+		return `CAST(FLOOR(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000) AS BIGINT)`
+	}
+	return `CAST(ROUND(unixepoch('subsec') * 1000) AS BIGINT) * 1000`
+}
+
+// forUpdate locks the rows of table until the transaction ends. SQLite needs none of it: its writers begin immediate, one at a time.
+func (d Dialect) forUpdate(table string) string {
+	if d == Postgres {
+		return ` FOR UPDATE OF ` + table
+	}
+	return ``
+}
+
+type errClass uint8
+
+const (
+	classOther  errClass = iota
+	classUnique          // a unique constraint refused the row
+	classRetry           // nothing was done; the same transaction may pass when run again
+	classAway            // the database did not answer, or not in time
+)
+
+// classify reads the codes of both databases. nil is classOther.
+func classify(err error) errClass {
+	var pg *pgconn.PgError
+	var lite *sqlite.Error
+	switch {
+	case err == nil:
+		return classOther
+	case errors.As(err, &pg):
+		switch {
+		case pg.Code == "23505":
+			return classUnique
+		case pg.Code == "40001" || pg.Code == "40P01":
+			return classRetry
+		case len(pg.Code) == 5 && (pg.Code[:2] == "08" || pg.Code[:2] == "53" || pg.Code[:2] == "57" || pg.Code == "25006"):
+			return classAway
+		}
+	case errors.As(err, &lite):
+		const busy, constraintUnique, constraintPrimaryKey = 5, 2067, 1555
+		switch lite.Code() {
+		case constraintUnique, constraintPrimaryKey:
+			return classUnique
+		}
+		if lite.Code()&0xff == busy {
+			return classAway // the busy timeout has waited already
+		}
+	case unreachable(err):
+		return classAway
+	}
+	return classOther
+}
+
+// Unavailable says whether err means that the database did not answer, rather than that it said no: a later try may pass.
+func Unavailable(err error) bool { return classify(err) == classAway }
+
+// OpenSQLite opens the database file at path, which is made where it is missing (its folder must exist). The writer has one connection and begins its
+// transactions immediate, as SQLite has one writer; every commit is fsynced. The caller closes both.
+func OpenSQLite(path string) (*sql.DB, *sql.DB, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open SQLite: %w", err)
+	}
+	open := func(conns int, extra ...string) (*sql.DB, error) {
+		q := url.Values{}
+		// busy_timeout first: the pragmas after it may have to wait for another process.
+		q["_pragma"] = append([]string{"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, extra...)
+		q.Set("_txlock", "immediate")
+		dsn := url.URL{Scheme: "file", Path: abs, OmitHost: true, RawQuery: q.Encode()}
+		db, err := sql.Open("sqlite", dsn.String())
+		if err != nil {
+			return nil, fmt.Errorf("open SQLite: %w", err)
+		}
+		db.SetMaxOpenConns(conns)
+		db.SetMaxIdleConns(conns)
+		return db, nil
+	}
+	writer, err := open(1)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The file must be there before a reader that may not write opens it.
+	if err := writer.PingContext(context.Background()); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("open SQLite at %s: %w", abs, err), writer.Close())
+	}
+	reader, err := open(max(4, runtime.GOMAXPROCS(0)), "query_only(1)")
+	if err != nil {
+		return nil, nil, errors.Join(err, writer.Close())
+	}
+	return writer, reader, nil
+}
+
+// OpenPostgres opens two pools on the primary at url, so that a slow page of the console cannot starve the look-ups of the edge. It does not connect:
+// an unreachable database is found by the first call. The caller closes both.
+func OpenPostgres(url string) (*sql.DB, *sql.DB, error) {
+	cfg, err := parsePostgres(url)
+	if err != nil {
+		return nil, nil, err
+	}
+	open := func(conns int) *sql.DB {
+		db := stdlib.OpenDB(*cfg)
+		db.SetMaxOpenConns(conns)
+		db.SetMaxIdleConns(conns / 2)
+		db.SetConnMaxIdleTime(5 * time.Minute)
+		// Connections move on after a fail-over behind the same address.
+		db.SetConnMaxLifetime(30 * time.Minute)
+		return db
+	}
+	return open(16), open(16), nil
+}

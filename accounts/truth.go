@@ -1,0 +1,242 @@
+package accounts
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"flowstate.inc/sluice/auth"
+)
+
+// The methods of this file are what auth.Truth asks of the database.
+
+// Key is the record of the key with this prefix, revoked ones included. Errors: auth.ErrNoKey when the database says there is none.
+func (s *Store) Key(ctx context.Context, prefix string) (auth.Record, error) {
+	var (
+		r       auth.Record
+		hash    []byte
+		revoked sql.NullInt64
+		name    string
+		p       = &r.Principal
+	)
+	err := s.r.QueryRowContext(ctx, `SELECT k.prefix, k.hash, k.version, k.revoked_at, k.org, k.kind, k.subject_id, k.subject_name,
+		COALESCE(a.name, ''), COALESCE(a.environment, ''), COALESCE(a.description, ''), COALESCE(a.intended_scope, ''), COALESCE(a.abuse_detection, FALSE),
+		COALESCE(a.team, ''), COALESCE(a.cost_centre, ''), COALESCE(a.requests_per_second, 0), COALESCE(a.bytes_per_second, 0)
+		FROM keys k LEFT JOIN service_accounts a ON k.kind = 'service_account' AND a.id = k.subject_id WHERE k.prefix = $1`, prefix).Scan(
+		&r.Prefix, &hash, &r.Version, &revoked, &p.Org, &p.Kind, &p.ID, &p.Name,
+		&name, &p.Environment, &p.Description, &p.IntendedScope, &p.AbuseDetection, &p.Team, &p.CostCentre, &p.Limits.RequestsPerSecond, &p.Limits.BytesPerSecond)
+	if err != nil {
+		return auth.Record{}, noKey("look up the key", err)
+	}
+	if len(hash) != len(r.Hash) {
+		return auth.Record{}, fmt.Errorf("look up the key: the hash of %s is %d bytes long", r.Prefix, len(hash))
+	}
+	r.Hash = [32]byte(hash)
+	r.RevokedAt = fromMilli(revoked.Int64)
+	p.KeyPrefix = r.Prefix
+	if p.Kind == auth.KindServiceAccount {
+		p.Name = name
+	}
+	return r, nil
+}
+
+// AccountKey is the prefix of the newest key of the account, a deleted one too: its record says that it is revoked. Errors: auth.ErrNoKey.
+func (s *Store) AccountKey(ctx context.Context, org, id string) (string, error) {
+	var prefix string
+	err := s.r.QueryRowContext(ctx, `SELECT key_prefix FROM service_accounts WHERE id = $1 AND org = $2`, id, org).Scan(&prefix)
+	return prefix, noKey("look up the account's key", err)
+}
+
+// AccountKeyByName is the prefix of the newest key of the live account of this name, in any case, and environment. Errors: auth.ErrNoKey.
+func (s *Store) AccountKeyByName(ctx context.Context, org, name, environment string) (string, error) {
+	var prefix string
+	err := s.r.QueryRowContext(ctx, `SELECT key_prefix FROM service_accounts WHERE org = $1 AND environment = $2 AND name_lower = $3 AND deleted_at IS NULL`,
+		org, environment, lower(strings.TrimSpace(name))).Scan(&prefix)
+	return prefix, noKey("look up the account's key by name", err)
+}
+
+// Changes lists the key changes at or after since, oldest first, and a time by the database's clock from before the statement that read them began:
+// every change committed before that time is in the answer, or older than since.
+func (s *Store) Changes(ctx context.Context, since time.Time) ([]auth.Change, time.Time, error) {
+	// A statement of its own: within one statement neither database says whether the clock or the snapshot comes first.
+	now, err := s.clock(ctx, s.r)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	rows, err := s.r.QueryContext(ctx, `SELECT prefix, version, at FROM key_changes WHERE at >= $1 ORDER BY at, prefix, version`, since.UnixMilli())
+	if err != nil {
+		return nil, time.Time{}, wrap("read the key changes", err)
+	}
+	changes, err := collect(rows, func(rows *sql.Rows) (auth.Change, error) {
+		var ch auth.Change
+		var at int64
+		err := rows.Scan(&ch.Prefix, &ch.Version, &at)
+		ch.At = fromMilli(at)
+		return ch, err
+	})
+	if err != nil {
+		return nil, time.Time{}, wrap("read the key changes", err)
+	}
+	return changes, now, nil
+}
+
+// ReportEdge says that the edge has applied every change committed before appliedAt, a time that Changes returned.
+func (s *Store) ReportEdge(ctx context.Context, edgeID string, appliedAt time.Time) error {
+	_, err := s.w.ExecContext(ctx, `INSERT INTO edges (id, applied_at_us, seen_at_us) VALUES ($1, $2, `+s.dialect.clock()+`)
+		ON CONFLICT (id) DO UPDATE SET applied_at_us = excluded.applied_at_us, seen_at_us = excluded.seen_at_us`, edgeID, appliedAt.UnixMicro())
+	return wrap("report the edge", err)
+}
+
+// ForgetEdge says that the edge has stopped, so that nobody waits for it.
+func (s *Store) ForgetEdge(ctx context.Context, edgeID string) error {
+	_, err := s.w.ExecContext(ctx, `DELETE FROM edges WHERE id = $1`, edgeID)
+	return wrap("forget the edge", err)
+}
+
+const (
+	// stampChunk keeps a statement below SQLite's 32,766 parameters, at three a key.
+	stampChunk = 8_000
+	// pollEdges is how often ConfirmRevocation looks.
+	pollEdges = 20 * time.Millisecond
+	// liveEdge is how long an edge counts as live after its last report, and how long a cut-off one still serves what it knows.
+	liveEdge = 10 * time.Second
+)
+
+// Stamp widens what is known of when keys, and their accounts, were first and last used: neither end ever moves inwards, in whatever order stamps
+// arrive. Unknown prefixes are ignored. It touches no version. Rows are locked in the order of their ids, so that two edges never deadlock.
+func (s *Store) Stamp(ctx context.Context, stamps []auth.Stamp) error {
+	merged := mergeStamps(stamps)
+	for chunk := range slices.Chunk(merged, stampChunk) {
+		_, err := s.write(ctx, func(ctx context.Context, t *tx) error { return t.stamp(ctx, chunk) })
+		if err != nil {
+			return fmt.Errorf("stamp %d keys: %w", len(chunk), err)
+		}
+	}
+	return nil
+}
+
+// mergeStamps sorts by prefix and joins what is said twice: one statement may touch a row once only.
+func mergeStamps(stamps []auth.Stamp) []auth.Stamp {
+	sorted := slices.SortedFunc(slices.Values(stamps), func(a, b auth.Stamp) int { return strings.Compare(a.Prefix, b.Prefix) })
+	merged := sorted[:0]
+	for _, st := range sorted {
+		if n := len(merged); n > 0 && merged[n-1].Prefix == st.Prefix {
+			if st.First.Before(merged[n-1].First) {
+				merged[n-1].First = st.First
+			}
+			if st.Last.After(merged[n-1].Last) {
+				merged[n-1].Last = st.Last
+			}
+			continue
+		}
+		merged = append(merged, st)
+	}
+	return merged
+}
+
+func (t *tx) stamp(ctx context.Context, stamps []auth.Stamp) error {
+	args := make([]any, 0, 3*len(stamps))
+	var values strings.Builder
+	for i, st := range stamps {
+		n := 3 * i
+		// PostgreSQL takes the types of the whole list from its first row.
+		format := [3]string{"$", "$", "$"}
+		end := [3]string{"", "", ""}
+		if i == 0 {
+			format, end = [3]string{"CAST($", "CAST($", "CAST($"}, [3]string{" AS TEXT)", " AS BIGINT)", " AS BIGINT)"}
+		} else {
+			values.WriteString(", ")
+		}
+		for j := range 3 {
+			values.WriteString([3]string{"(", ", ", ", "}[j])
+			values.WriteString(format[j])
+			values.WriteString(strconv.Itoa(n + j + 1))
+			values.WriteString(end[j])
+		}
+		values.WriteString(")")
+		args = append(args, st.Prefix, st.First.UnixMilli(), st.Last.UnixMilli())
+	}
+	with := `WITH v (prefix, first_at, last_at) AS (VALUES ` + values.String() + `) `
+	const widen = ` DO UPDATE SET
+		first_at = CASE WHEN excluded.first_at < T.first_at OR T.first_at = 0 THEN excluded.first_at ELSE T.first_at END,
+		last_at = CASE WHEN excluded.last_at > T.last_at THEN excluded.last_at ELSE T.last_at END
+		WHERE excluded.first_at < T.first_at OR excluded.last_at > T.last_at OR T.first_at = 0`
+	_, err := t.ExecContext(ctx, with+`INSERT INTO seen (prefix, first_at, last_at)
+		SELECT k.prefix, v.first_at, v.last_at FROM v JOIN keys k ON k.prefix = v.prefix WHERE TRUE ORDER BY k.prefix
+		ON CONFLICT (prefix)`+strings.ReplaceAll(widen, "T.", "seen."), args...)
+	if err != nil {
+		return wrap("stamp the keys", err)
+	}
+	_, err = t.ExecContext(ctx, with+`INSERT INTO account_seen (account_id, org, live, environment, first_at, last_at)
+		SELECT a.id, a.org, a.live, a.environment, MIN(v.first_at), MAX(v.last_at)
+		FROM v JOIN keys k ON k.prefix = v.prefix JOIN service_accounts a ON a.id = k.subject_id
+		WHERE k.kind = 'service_account' GROUP BY a.id, a.org, a.live, a.environment ORDER BY a.id
+		ON CONFLICT (account_id)`+strings.ReplaceAll(widen, "T.", "account_seen."), args...)
+	return wrap("stamp the accounts", err)
+}
+
+// A PendingEdge has not confirmed a revocation yet. It refuses from Until on at the latest, as long as it reaches the database or a Redis that holds
+// the revocation.
+type PendingEdge struct {
+	ID    string
+	Until time.Time // by the database's clock
+}
+
+// A Confirmation says how many of the live edges have applied a revocation.
+type Confirmation struct {
+	Edges     int // live ones: heard of in the last 10 s
+	Confirmed int
+	Pending   []PendingEdge
+}
+
+// ConfirmRevocation waits until every live edge has applied what was committed before at (Revoked.At), or for wait at most, and says how far they
+// are. A zero at confirms nobody. The revocation stands whatever it returns.
+func (s *Store) ConfirmRevocation(ctx context.Context, at time.Time, wait time.Duration) (Confirmation, error) {
+	deadline := time.NewTimer(wait)
+	defer deadline.Stop()
+	for {
+		c, err := s.confirmed(ctx, at)
+		if err != nil || c.Confirmed == c.Edges {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return c, ctx.Err()
+		case <-deadline.C:
+			return c, nil
+		case <-time.After(pollEdges):
+		}
+	}
+}
+
+func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT id, applied_at_us FROM edges WHERE seen_at_us >= `+s.dialect.clock()+` - $1 ORDER BY id`, liveEdge.Microseconds())
+	if err != nil {
+		return Confirmation{}, wrap("read the edges", err)
+	}
+	type edge struct {
+		id      string
+		applied int64
+	}
+	edges, err := collect(rows, func(rows *sql.Rows) (edge, error) {
+		var e edge
+		err := rows.Scan(&e.id, &e.applied)
+		return e, err
+	})
+	if err != nil {
+		return Confirmation{}, wrap("read the edges", err)
+	}
+	c := Confirmation{Edges: len(edges)}
+	for _, e := range edges {
+		if !at.IsZero() && e.applied >= at.UnixMicro() {
+			c.Confirmed++
+			continue
+		}
+		c.Pending = append(c.Pending, PendingEdge{ID: e.id, Until: time.UnixMicro(e.applied).UTC().Add(liveEdge)})
+	}
+	return c, nil
+}
