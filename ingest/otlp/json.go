@@ -313,7 +313,7 @@ func (d *decoder) double() error {
 	case "-Infinity":
 		v = math.Inf(-1)
 	default:
-		if v, err = strconv.ParseFloat(string(s), 64); err != nil || !numeric(s) {
+		if v, err = parseFloat(s); err != nil {
 			return d.fail(BadJSONValue)
 		}
 	}
@@ -321,36 +321,53 @@ func (d *decoder) double() error {
 	return nil
 }
 
-// numeric keeps out what strconv reads and JSON does not: hexadecimal, underscores, "inf".
-func numeric(s []byte) bool {
-	for _, c := range s {
-		if (c < '0' || c > '9') && c != '-' && c != '+' && c != '.' && c|0x20 != 'e' {
-			return false
+// parseInteger also takes 1.0 and 2e3, as the JSON form of protobuf does, where a float64 holds them exactly. A signed value
+// comes back in two's complement.
+func parseInteger(s []byte, signed bool, bitSize int) (uint64, bool) {
+	v, negative, ok := parseDigits(s)
+	if !ok {
+		f, err := parseFloat(s)
+		if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+			return 0, false
 		}
+		v, negative = uint64(math.Abs(f)), f < 0
 	}
-	return true
+	switch {
+	case negative:
+		return -v, (signed && v <= 1<<(bitSize-1)) || v == 0
+	case signed:
+		return v, v < 1<<(bitSize-1)
+	}
+	return v, bitSize == 64 || v < 1<<bitSize
 }
 
-// parseInteger also takes 1.0 and 2e3, as the JSON form of protobuf does, where a float64 holds them exactly.
-func parseInteger(s []byte, signed bool, bitSize int) (uint64, bool) {
-	if signed {
-		v, err := strconv.ParseInt(string(s), 10, bitSize)
-		if err == nil {
-			return uint64(v), s[0] != '+'
+// parseDigits reads what nearly every integer is: a sign perhaps, and digits that fit 64 bits.
+func parseDigits(s []byte) (uint64, bool, bool) {
+	negative := len(s) > 0 && s[0] == '-'
+	if negative {
+		s = s[1:]
+	}
+	if len(s) == 0 || len(s) > 20 {
+		return 0, false, false
+	}
+	v := uint64(0)
+	for _, c := range s {
+		digit := uint64(c - '0')
+		if digit > 9 || v > math.MaxUint64/10 || v*10 > math.MaxUint64-digit {
+			return 0, false, false
 		}
-	} else if v, err := strconv.ParseUint(string(s), 10, bitSize); err == nil {
-		return v, true
+		v = v*10 + digit
 	}
-	v, err := strconv.ParseFloat(string(s), 64)
-	if err != nil || !numeric(s) || v != math.Trunc(v) || math.Abs(v) > 1<<53 {
-		return 0, false
+	return v, negative, true
+}
+
+// parseFloat takes what JSON takes for a number; strconv alone reads "inf", underscores and hexadecimal too.
+func parseFloat(s []byte) (float64, error) {
+	d := decoder{src: s}
+	if _, err := d.number(); err != nil || d.i != len(s) {
+		return 0, strconv.ErrSyntax
 	}
-	limit := math.Ldexp(1, bitSize)
-	if signed {
-		limit /= 2
-		return uint64(int64(v)), v >= -limit && v < limit
-	}
-	return uint64(v), v >= 0 && v < limit
+	return strconv.ParseFloat(string(s), 64) // stays on the stack up to 32 bytes
 }
 
 func (f *field) enumValue(s []byte) (uint64, bool) {

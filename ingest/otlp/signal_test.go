@@ -1,0 +1,178 @@
+package otlp
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+
+	logspb "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	common "go.opentelemetry.io/proto/otlp/common/v1"
+	logs "go.opentelemetry.io/proto/otlp/logs/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+func request1(scopes ...*logs.ScopeLogs) *logspb.ExportLogsServiceRequest {
+	return &logspb.ExportLogsServiceRequest{ResourceLogs: []*logs.ResourceLogs{{Resource: agentResource(), ScopeLogs: scopes}}}
+}
+
+func TestSignalsAreRecognised(t *testing.T) {
+	named := func(s string) *logs.LogRecord { return &logs.LogRecord{EventName: s} }
+	attr := func(s ...string) *logs.LogRecord {
+		r := &logs.LogRecord{}
+		for _, v := range s {
+			r.Attributes = append(r.Attributes, str("event.name", v))
+		}
+		return r
+	}
+	tests := []struct {
+		name string
+		rec  *logs.LogRecord
+		want bool
+	}{
+		{"by event_name", named("flowstate.signal"), true},
+		{"by attribute", attr("flowstate.signal"), true},
+		{"spaces around it", named(" flowstate.signal\n"), true},
+		{"wide spaces around it", attr("\u3000flowstate.signal\u00a0"), true},
+		{"capitals", attr("Flowstate.Signal"), true},
+		{"one of two attributes", attr("api_request", "flowstate.signal"), true},
+		{"the first of two attributes", attr("flowstate.signal", "api_request"), true},
+		{"event_name says another", &logs.LogRecord{EventName: "api_request", Attributes: attr("flowstate.signal").Attributes}, true},
+		{"longer", named("flowstate.signals"), false},
+		{"shorter", named("flowstate.signa"), false},
+		{"an inner space", named("flowstate. signal"), false},
+		{"in the body", &logs.LogRecord{Body: strValue("flowstate.signal")}, false},
+		{"under another key", &logs.LogRecord{Attributes: []*common.KeyValue{str("event", "flowstate.signal")}}, false},
+		{"as bytes", &logs.LogRecord{Attributes: []*common.KeyValue{{Key: "event.name", Value: &common.AnyValue{Value: &common.AnyValue_BytesValue{BytesValue: []byte("flowstate.signal")}}}}}, false},
+		{"severity text", &logs.LogRecord{SeverityText: "flowstate.signal"}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, res := checkRewrite(t, Logs, marshal(t, request1(&logs.ScopeLogs{LogRecords: []*logs.LogRecord{tt.rec, agentRecord(1)}})))
+			if got := res.Signals == 1; got != tt.want {
+				t.Errorf("%+v", res)
+			}
+		})
+	}
+}
+
+func TestEventNameGivenTwice(t *testing.T) {
+	for _, names := range [][2]string{{"flowstate.signal", "x"}, {"x", "flowstate.signal"}} {
+		body := logsWith(nil, lenField(12, []byte(names[0])), lenField(12, []byte(names[1])))
+		_, res, err := Rewrite(nil, Logs, body, nil, func(*SignalRecord) {})
+		if err != nil || res != (Result{Signals: 1}) {
+			t.Errorf("%v: %+v %v", names, res, err)
+		}
+	}
+}
+
+func TestSignalsAreMovedNotCopied(t *testing.T) {
+	sig := func(id int) *logs.LogRecord {
+		return &logs.LogRecord{EventName: signalEvent, Attributes: []*common.KeyValue{str("signal.type", "prompt_injection"), integer("n", int64(id))}}
+	}
+	scope := func(recs ...*logs.LogRecord) *logs.ScopeLogs {
+		return &logs.ScopeLogs{Scope: agentScope(), SchemaUrl: "u", LogRecords: recs}
+	}
+	tests := []struct {
+		name           string
+		req            *logspb.ExportLogsServiceRequest
+		records, scope int // what is left, and in how many scopes
+	}{
+		{"between records", request1(scope(agentRecord(1), sig(1), agentRecord(2))), 2, 1},
+		{"a scope of signals", request1(scope(sig(1), sig(2)), scope(agentRecord(1))), 1, 1},
+		{"a scope that came empty stays", request1(scope(sig(1)), scope(), scope(agentRecord(1))), 1, 2},
+		{"nothing else", request1(scope(sig(1)), scope(sig(2))), 0, 0},
+		{"a resource of signals", &logspb.ExportLogsServiceRequest{ResourceLogs: append(request1(scope(sig(1))).ResourceLogs, agentLogs(2).ResourceLogs...)}, 2, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			out, res := checkRewrite(t, Logs, marshal(t, tt.req))
+			var got logspb.ExportLogsServiceRequest
+			if err := proto.Unmarshal(out, &got); err != nil {
+				t.Fatal(err)
+			}
+			scopes := 0
+			for _, r := range got.ResourceLogs {
+				scopes += len(r.ScopeLogs)
+			}
+			if res.Records != tt.records || scopes != tt.scope {
+				t.Errorf("%+v in %d scopes", res, scopes)
+			}
+		})
+	}
+}
+
+func TestSpansAndMetricsHaveNoSignals(t *testing.T) {
+	req := agentSpans(1)
+	req.ResourceSpans[0].ScopeSpans[0].Spans[0].Attributes = []*common.KeyValue{str("event.name", signalEvent)}
+	if _, res := checkRewrite(t, Spans, marshal(t, req)); res != (Result{Records: 1}) {
+		t.Errorf("%+v", res)
+	}
+}
+
+func TestSignalRecordIsDecoded(t *testing.T) {
+	list := func(v ...*common.AnyValue) *common.AnyValue {
+		return &common.AnyValue{Value: &common.AnyValue_ArrayValue{ArrayValue: &common.ArrayValue{Values: v}}}
+	}
+	kv := func(k string, v *common.AnyValue) *common.KeyValue { return &common.KeyValue{Key: k, Value: v} }
+	object := func(v ...*common.KeyValue) *common.AnyValue {
+		return &common.AnyValue{Value: &common.AnyValue_KvlistValue{KvlistValue: &common.KeyValueList{Values: v}}}
+	}
+	rec := &logs.LogRecord{
+		TimeUnixNano: 1795473613000000001, ObservedTimeUnixNano: 2, SeverityNumber: 17, SeverityText: "ERROR", EventName: signalEvent,
+		TraceId: []byte("\x00\x01456789abcdef01"), SpanId: []byte("\xff1234567"),
+		Body: object(kv("a", list(strValue("x"), integer("", 1).Value))),
+		Attributes: []*common.KeyValue{
+			str("signal.type", "prompt_injection"), str("signal.type", "twice"), str("flowstate.org", "evil"),
+			str("text", "a\"b\\c\n\r\t\x01é\u2028"), integer("int", math.MinInt64), integer("big", math.MaxInt64),
+			double("double", 1.5), double("small", 1e-9), double("large", 1e300), double("zero", math.Copysign(0, -1)),
+			double("nan", math.NaN()), double("inf", math.Inf(1)), double("-inf", math.Inf(-1)),
+			kv("true", &common.AnyValue{Value: &common.AnyValue_BoolValue{BoolValue: true}}),
+			kv("false", &common.AnyValue{Value: &common.AnyValue_BoolValue{}}),
+			kv("bytes", &common.AnyValue{Value: &common.AnyValue_BytesValue{BytesValue: []byte{0xff, 0xfe, 0}}}),
+			kv("list", list(strValue("x"), list(), &common.AnyValue{})),
+			kv("object", object(str("flowstate.org", "a value"), str("k", "1"), str("k", "2"))),
+			kv("strindex", &common.AnyValue{Value: &common.AnyValue_StringValueStrindex{StringValueStrindex: 3}}),
+			kv("empty", &common.AnyValue{}), kv("none", nil),
+		},
+	}
+	var got strings.Builder
+	_, res, err := Rewrite(nil, Logs, marshal(t, request1(&logs.ScopeLogs{LogRecords: []*logs.LogRecord{rec}})), testBadge(), func(s *SignalRecord) {
+		fmt.Fprintln(&got, s.TimeUnixNano, s.ObservedTimeUnixNano, s.SeverityNumber, s.SeverityText, s.TraceID, s.SpanID, string(s.Body))
+		for _, a := range s.Attributes {
+			if !json.Valid(a.Value) {
+				t.Errorf("%s: %s", a.Key, a.Value)
+			}
+			fmt.Fprintf(&got, "%s=%s\n", a.Key, a.Value)
+		}
+	})
+	if err != nil || res != (Result{Signals: 1, Stripped: 1}) {
+		t.Fatalf("%+v %v", res, err)
+	}
+	want := `1795473613000000001 2 17 ERROR 00013435363738396162636465663031 ff31323334353637 {"a":["x",1]}
+signal.type="prompt_injection"
+signal.type="twice"
+text="a\"b\\c\n\r\t\u0001é` + "\u2028" + `"
+int=-9223372036854775808
+big=9223372036854775807
+double=1.5
+small=1e-09
+large=1e+300
+zero=-0
+nan="NaN"
+inf="Infinity"
+-inf="-Infinity"
+true=true
+false=false
+bytes="//4A"
+list=["x",[],null]
+object={"flowstate.org":"a value","k":"1","k":"2"}
+strindex=null
+empty=null
+none=null
+`
+	if got.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &got, want)
+	}
+}

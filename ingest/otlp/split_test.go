@@ -1,0 +1,199 @@
+package otlp
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	metricspb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
+	metrics "go.opentelemetry.io/proto/otlp/metrics/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// flatten lists each record with the headers it stands under, so that a payload and its parts can be compared.
+func flatten(t *testing.T, kind Kind, payload []byte) []string {
+	t.Helper()
+	msg := newRequest(kind)
+	if err := proto.Unmarshal(payload, msg); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	var walk func(m protoreflect.Message, levels []level, headers string)
+	walk = func(m protoreflect.Message, levels []level, headers string) {
+		if len(levels) == 0 {
+			out = append(out, headers+fmt.Sprintf("%x", marshal(t, m.Interface())))
+			return
+		}
+		header := proto.Clone(m.Interface()).ProtoReflect()
+		for i := range m.Descriptor().Fields().Len() {
+			fd := m.Descriptor().Fields().Get(i)
+			if levels[0]&(1<<fd.Number()) == 0 {
+				continue
+			}
+			header.Clear(fd)
+			if !m.Has(fd) {
+				continue
+			}
+			if fd.IsList() {
+				defer func() {
+					for i := range m.Get(fd).List().Len() {
+						walk(m.Get(fd).List().Get(i).Message(), levels[1:], headers+fmt.Sprintf("%x/", marshal(t, header.Interface())))
+					}
+				}()
+			} else {
+				defer func() {
+					walk(m.Get(fd).Message(), levels[1:], headers+fmt.Sprintf("%x/", marshal(t, header.Interface())))
+				}()
+			}
+		}
+	}
+	levels := split.logs
+	if kind == Metrics {
+		levels = split.metrics
+	}
+	walk(msg.ProtoReflect(), levels, "")
+	return out
+}
+
+func manyOf(kind Kind) []byte {
+	var all []byte
+	for _, n := range []int{1, 7, 0, 30} {
+		b, _ := proto.Marshal(agentRequest(kind, n))
+		all = append(all, b...) // a request is a list: two put together are one
+	}
+	all = append(all, varintField(99, 1)...)
+	out, _, _ := Rewrite(nil, kind, all, testBadge(), nil)
+	return out
+}
+
+func TestSplitTo(t *testing.T) {
+	for _, kind := range kinds {
+		payload := manyOf(kind)
+		want := flatten(t, kind, payload)
+		for _, limit := range []int{len(payload), len(payload) - 1, len(payload) / 2, 20000, 9000, 5000, 2500, 1700, 900, 100, 1, 0} {
+			t.Run(fmt.Sprint(kind, limit), func(t *testing.T) {
+				var got []string
+				parts := 0
+				over, err := SplitTo(payload, kind, limit, func(part []byte, records int) error {
+					parts++
+					if len(part) > limit {
+						t.Errorf("a part of %d bytes", len(part))
+					}
+					flat := flatten(t, kind, part)
+					if len(flat) != records || records == 0 {
+						t.Errorf("%d records said to be %d", len(flat), records)
+					}
+					got = append(got, flat...)
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(got)+over.Records != len(want) {
+					t.Errorf("%d records and %d too large of %d", len(got), over.Records, len(want))
+				}
+				if limit > 2500 && over.Records > 0 {
+					t.Errorf("%v", over)
+				}
+				if (over.Records > 0) != (over.Largest > limit) || (over.Records > 0) != (over.String() != "") {
+					t.Errorf("%+v %q", over, over)
+				}
+				i := 0
+				for _, g := range got { // in order, none twice
+					for i < len(want) && want[i] != g {
+						i++
+					}
+					if i == len(want) {
+						t.Fatal("a record changed, moved or came twice")
+					}
+					i++
+				}
+				if limit >= len(payload) && parts != 1 {
+					t.Errorf("%d parts", parts)
+				}
+			})
+		}
+	}
+}
+
+func TestSplitToFillsItsParts(t *testing.T) {
+	payload, _, _ := Rewrite(nil, Logs, marshal(t, agentLogs(100)), testBadge(), nil)
+	parts := 0
+	if _, err := SplitTo(payload, Logs, len(payload)/4, func([]byte, int) error { parts++; return nil }); err != nil || parts > 6 {
+		t.Errorf("%d parts of a quarter each (%v)", parts, err)
+	}
+}
+
+func TestSplitToNamesWhatIsTooLarge(t *testing.T) {
+	req := agentLogs(5)
+	req.ResourceLogs[0].ScopeLogs[0].LogRecords[2].Body = strValue(strings.Repeat("x", 5000))
+	payload, _, _ := Rewrite(nil, Logs, marshal(t, req), testBadge(), nil)
+	records := 0
+	over, err := SplitTo(payload, Logs, 3000, func(part []byte, n int) error { records += n; return nil })
+	if err != nil || records != 4 || over.Records != 1 || over.Largest < 5000 || over.Largest > 7000 {
+		t.Errorf("%d records, %+v, %v", records, over, err)
+	}
+	if s := over.String(); !strings.HasPrefix(s, "1 too large") || !strings.Contains(s, "3000") {
+		t.Error(s)
+	}
+	exact := over.Largest // what the report says is what is needed, within the bytes of the lengths
+	over, err = SplitTo(payload, Logs, exact, func([]byte, int) error { return nil })
+	if err != nil || over.Records != 0 {
+		t.Errorf("with %d bytes allowed: %+v %v", exact, over, err)
+	}
+}
+
+func TestSplitToCutsOneMetric(t *testing.T) {
+	req := agentMetrics(40)
+	m := req.ResourceMetrics[0].ScopeMetrics[0]
+	m.Metrics = m.Metrics[1:2]
+	payload, _, _ := Rewrite(nil, Metrics, marshal(t, req), testBadge(), nil)
+	points := 0
+	_, err := SplitTo(payload, Metrics, 2000, func(part []byte, n int) error {
+		var got metricspb.ExportMetricsServiceRequest
+		if err := proto.Unmarshal(part, &got); err != nil {
+			return err
+		}
+		sum := got.ResourceMetrics[0].ScopeMetrics[0].Metrics[0]
+		if sum.Name != "claude_code.token.usage" || sum.Unit != "tokens" || !sum.GetSum().IsMonotonic || sum.GetSum().AggregationTemporality != metrics.AggregationTemporality_AGGREGATION_TEMPORALITY_DELTA {
+			t.Errorf("the metric lost its header: %v", sum)
+		}
+		points += len(sum.GetSum().DataPoints)
+		return nil
+	})
+	if err != nil || points != 40 {
+		t.Errorf("%d points (%v)", points, err)
+	}
+}
+
+func TestSplitToStopsOnAnError(t *testing.T) {
+	payload := manyOf(Logs)
+	stop := errors.New("stop")
+	calls := 0
+	if _, err := SplitTo(payload, Logs, 3000, func([]byte, int) error { calls++; return stop }); !errors.Is(err, stop) || calls != 1 {
+		t.Errorf("%v after %d calls", err, calls)
+	}
+	if _, err := SplitTo([]byte{0x0a, 9}, Logs, 1, nil); err == nil {
+		t.Error("took what is not OTLP")
+	}
+}
+
+func TestSplitPartsAreTheReceivers(t *testing.T) {
+	payload := manyOf(Logs)
+	var parts, copies [][]byte
+	if _, err := SplitTo(payload, Logs, 3000, func(part []byte, _ int) error {
+		parts, copies = append(parts, part), append(copies, bytes.Clone(part))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	clear(payload)
+	for i := range parts {
+		if !bytes.Equal(parts[i], copies[i]) {
+			t.Fatal("a part changed after it was given away")
+		}
+	}
+}
