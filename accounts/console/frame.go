@@ -1,0 +1,98 @@
+package console
+
+import (
+	"net/http"
+	"slices"
+
+	"flowstate.inc/sluice/auth"
+)
+
+// A frame is what the layout needs on every page; each page's struct embeds it.
+type frame struct {
+	Title     string
+	Alone     bool // no menu: sign-in, and errors for those who are not signed in
+	Org       string
+	Actor     string
+	RequestID string
+	Nav       []navGroup
+	Toast     *toast
+	Keys      []shortcut
+}
+
+type navGroup struct {
+	Label string
+	Links []navLink
+}
+
+type navLink struct {
+	Label, URL, Icon string
+	Current          bool
+	Count            int // unacknowledged; 0 shows none
+}
+
+type link struct{ Label, URL string }
+
+type shortcut struct{ Key, Does string }
+
+// A toast says what was just done, with the way back where there is one.
+type toast struct {
+	Text string
+	Undo *undo
+}
+
+type undo struct {
+	Action string
+	Fields []hidden
+}
+
+type hidden struct{ Name, Value string }
+
+// frame fills in what is the same on every page. current is the path of the page's link in the menu.
+func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, current, title string) frame {
+	f := frame{Title: title, Org: v.admin.Org, Actor: v.admin.Actor, RequestID: v.request}
+	if !v.signed {
+		f.Alone = true
+		return f
+	}
+	f.Nav = c.nav(v, current)
+	f.Toast = c.takeToast(w, r, v)
+	f.Keys = []shortcut{{"/", "Go to the search"}, {"?", "Show this list"}, {"Esc", "Close a dialog or a menu"}}
+	return f
+}
+
+// nav is the menu: only the pages that exist here, and of these only what the admin may open.
+func (c *Console) nav(v *visit, current string) []navGroup {
+	entries := []struct {
+		group      string
+		permission auth.Permission
+		link       navLink
+	}{
+		{"Settings → AI", auth.SettingsIntegrationsUpdate, navLink{Label: "AI Service Accounts", URL: accountsPath, Icon: "machine"}},
+		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Audit log", URL: auditPath, Icon: "log"}},
+	}
+	var groups []navGroup
+	for _, e := range entries {
+		if !v.admin.Can(e.permission) {
+			continue
+		}
+		i := slices.IndexFunc(groups, func(g navGroup) bool { return g.Label == e.group })
+		if i < 0 {
+			groups = append(groups, navGroup{Label: e.group})
+			i = len(groups) - 1
+		}
+		e.link.Current = e.link.URL == current
+		groups[i].Links = append(groups[i].Links, e.link)
+	}
+	return groups
+}
+
+// A messagePage is an error in words.
+type messagePage struct {
+	frame
+	Drawing    string // "lock" or "lost"
+	Headline   string
+	Happened   string
+	Permission string
+	Safe       string
+	Links      []link
+}
