@@ -1,0 +1,89 @@
+package ingest
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"strconv"
+
+	"flowstate.inc/sluice/auth"
+)
+
+// A refusal is the reason label of sluice_ingest_requests_total. The list is closed.
+type refusal string
+
+const (
+	served           refusal = "ok"
+	noCredentials    refusal = refusal(auth.NoCredentials)
+	malformedKey     refusal = refusal(auth.Malformed)
+	unknownKey       refusal = refusal(auth.Unknown) // and the other reasons of auth.Refusal
+	authAway         refusal = "auth_unavailable"
+	rateLimited      refusal = "rate_limited"
+	unknownPath      refusal = "path"
+	wrongMethod      refusal = "method"
+	wrongContentType refusal = "content_type"
+	wrongEncoding    refusal = "content_encoding"
+	malformedBody    refusal = "malformed_body"
+	bodyTooLarge     refusal = "body_too_large"
+	headersTooLarge  refusal = "headers_too_large"
+	readTimeout      refusal = "timeout"
+	malformedRequest refusal = "malformed_request"
+	nothingValid     refusal = "nothing_valid"
+	kafkaAway        refusal = "kafka_unavailable"
+	overloaded       refusal = "overloaded"
+	subjectAway      refusal = "subject_lookup_unavailable"
+	stopping         refusal = "stopping"
+	panicked         refusal = "panic"
+)
+
+// A response is one answer of the edge. Its bytes are its own.
+type response struct {
+	code        int
+	reason      refusal
+	contentType string
+	body        []byte
+	retryAfter  int    // seconds; 0: none
+	allow       string // with 405
+	challenge   bool   // with 401: WWW-Authenticate
+}
+
+// later is a jittered Retry-After in whole seconds, so that clients refused together do not come back together.
+func later() int { return 1 + rand.IntN(5) }
+
+const (
+	typeProtobuf = "application/x-protobuf"
+	typeJSON     = "application/json"
+	typeProblem  = "application/problem+json"
+)
+
+// A problem is RFC 9457's.
+type problem struct {
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Detail    string `json:"detail,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+}
+
+var titles = map[int]string{
+	400: "Bad request", 401: "Unauthorized", 404: "Not found", 405: "Method not allowed", 408: "Request timeout", 413: "Content too large",
+	415: "Unsupported media type", 429: "Too many requests", 431: "Request header fields too large", 500: "Internal error",
+	503: "Service unavailable",
+}
+
+func problemBody(code int, detail, requestID string) []byte {
+	b, err := json.Marshal(problem{Type: "about:blank", Title: titles[code], Status: code, Detail: detail, RequestID: requestID})
+	if err != nil {
+		panic("BUG: problem does not marshal: " + err.Error())
+	}
+	return b
+}
+
+// newRequestID is 16 hex digits, unique enough to find one request in a day's log.
+func newRequestID() string {
+	const digits = 16
+	s := strconv.FormatUint(rand.Uint64(), 16)
+	for len(s) < digits {
+		s = "0" + s
+	}
+	return s
+}

@@ -1,0 +1,409 @@
+package ingest
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/ingest/otlp"
+	"flowstate.inc/sluice/signals"
+)
+
+// maxMessageText is how much an answer says about what was filtered and invalid (design §6).
+const maxMessageText = 4 << 10
+
+// otlp answers one OTLP/HTTP export.
+func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity) response {
+	enc := encodingOf(r.contentType)
+	if enc != otlp.JSON && !isProtobuf(r.contentType) {
+		return otlpError(enc, refused{code: 415, reason: wrongContentType,
+			detail: "Send Content-Type: application/x-protobuf (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf) or application/json."})
+	}
+	raw, scratch, err := e.bodies.decode(r.contentEncoding, r.body)
+	if err != nil {
+		return otlpError(enc, bodyRefusal(err))
+	}
+	if enc == otlp.JSON {
+		converted := e.bodies.get()
+		converted.b, err = otlp.JSONToProto(converted.b, rt.payload, raw)
+		e.bodies.put(scratch)
+		raw, scratch = converted.b, converted
+		if err != nil {
+			e.bodies.put(scratch)
+			return otlpError(enc, refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP/JSON export request: " + err.Error()})
+		}
+	}
+	batch, fail := e.prepare(ctx, id, rt, raw, r.received)
+	// What waits for Kafka must not hold the scratch: at saturation that is most of the memory.
+	e.bodies.put(scratch)
+	if fail != nil {
+		return otlpError(enc, *fail)
+	}
+	fail = e.forward(ctx, batch, id, r.received)
+	if fail != nil {
+		return otlpError(enc, *fail)
+	}
+	return response{code: 200, reason: served, contentType: enc.ContentType(),
+		body: otlp.AppendExportResponse(nil, rt.payload, enc, int64(batch.rejected), batch.message())}
+}
+
+// A batch is what one request leaves behind: messages that own their bytes, and the outcomes to settle when they are acknowledged.
+type batch struct {
+	messages []Message
+	carried  []carried // what each message carries
+	tally    tally
+	rejected int      // records filtered or invalid, for partial_success
+	notes    noteList // what an answer says about them
+	tooLarge []int    // the places in the request of events that Kafka itself refused as too large
+}
+
+// carried is what one message carries.
+type carried struct {
+	kind    string
+	payload otlp.Kind // 0: a signal's event
+	records int
+	index   int // of a signal in its request
+}
+
+// A noteList counts filtered and invalid records by type and reason.
+type noteList []note
+
+type note struct {
+	what    string // a signal's type, or the kind of a record
+	outcome signals.Outcome
+	reason  signals.Reason
+	detail  string // of the first
+	n       int
+}
+
+func (b *batch) reject(kind, what string, o signals.Outcome, reason signals.Reason, detail string, n int) {
+	b.tally.add(kind, o, reason, n)
+	b.rejected += n
+	for i := range b.notes {
+		if b.notes[i].what == what && b.notes[i].reason == reason {
+			b.notes[i].n += n
+			return
+		}
+	}
+	b.notes = append(b.notes, note{what, o, reason, detail, n})
+}
+
+func (b *batch) add(m Message, c carried) {
+	b.messages = append(b.messages, m)
+	b.carried = append(b.carried, c)
+}
+
+// message names type × count × reason, in at most maxMessageText bytes.
+func (b *batch) message() string {
+	var s strings.Builder
+	for i, n := range b.notes {
+		part := fmt.Sprintf("%s: %s × %d (%s)", n.outcome, n.what, n.n, n.reason)
+		if n.outcome == signals.Invalid && n.detail != "" {
+			part += ": " + n.detail
+		}
+		if s.Len()+len(part) > maxMessageText-64 {
+			fmt.Fprintf(&s, "; and %d more kinds", len(b.notes)-i)
+			break
+		}
+		if s.Len() > 0 {
+			s.WriteString("; ")
+		}
+		s.WriteString(part)
+	}
+	return s.String()
+}
+
+// prepare makes the messages of one decoded protobuf payload. It borrows raw; nothing of the batch aliases it.
+func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []byte, received time.Time) (*batch, *refused) {
+	b := &batch{}
+	var raised []signals.Raised
+	var badgeBuf [512]byte
+	badge := appendBadge(badgeBuf[:0], id.Principal, received)
+	// One allocation for the payload that leaves, with room for the badge in a few resources.
+	dst := make([]byte, 0, len(raw)+2*len(badge)+64)
+	var ordinals signals.Ordinals
+	out, result, err := otlp.Rewrite(dst, rt.payload, raw, badge, func(s *otlp.SignalRecord) {
+		raised = append(raised, raisedFrom(s, len(raised), &ordinals))
+	})
+	if err != nil {
+		return nil, &refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP export request: " + err.Error()}
+	}
+	if result.Records > 0 {
+		e.addPayload(b, id.Principal, rt, raw, out, result.Records)
+	}
+	for i := range raised {
+		v := e.cfg.Decider.Decide(ctx, id.Principal, &raised[i], received)
+		if v.Outcome == signals.Unavailable {
+			var t tally
+			t.add(rt.kind, signals.Unavailable, v.Reason, result.Records)
+			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
+			e.ledger.settle(&t)
+			return nil, subjectUnknown(i)
+		}
+		e.addVerdict(b, &v, i)
+	}
+	return b, nil
+}
+
+// subjectUnknown refuses a whole request because nobody can say who one of its signals is about.
+func subjectUnknown(index int) *refused {
+	return &refused{code: 503, reason: subjectAway, retryAfter: later(),
+		detail: "Nobody can say who the subject of signal " + strconv.Itoa(index) + " is at the moment. Nothing of the request was taken. Try again later."}
+}
+
+// addPayload adds a telemetry payload, split where it is over the broker's limit.
+func (e *Edge) addPayload(b *batch, p *auth.Principal, rt route, raw, out []byte, records int) {
+	m := e.message(e.topicOf(rt.kind), p, out, payloadID(p, rt.kind, raw))
+	c := carried{kind: rt.kind, payload: rt.payload, records: records}
+	if len(out) <= e.cfg.MaxMessageBytes {
+		b.add(m, c)
+		return
+	}
+	b.split(m, c, e.cfg.MaxMessageBytes)
+}
+
+// split adds the parts of a payload that is over max bytes. A number keeps the parts' ids apart, and equal on a client's retry.
+func (b *batch) split(m Message, c carried, max int) {
+	part := 0
+	over, err := otlp.SplitTo(m.Value, c.payload, max, func(piece []byte, n int) error {
+		headers := slices.Clone(m.Headers)
+		last := &headers[len(headers)-1]
+		*last = Header{last.Key, []byte(string(last.Value) + "-" + strconv.Itoa(part))}
+		b.add(Message{Topic: m.Topic, Key: m.Key, Value: piece, Headers: headers}, carried{kind: c.kind, payload: c.payload, records: n})
+		part++
+		return nil
+	})
+	if err != nil {
+		panic("BUG: a payload that was rewritten does not split: " + err.Error())
+	}
+	if over.Records > 0 {
+		b.reject(c.kind, c.kind, signals.Invalid, signals.TooLarge, over.String(), over.Records)
+	}
+}
+
+// addVerdict adds a decided signal: its event, or what became of it instead. It reports whether there is an event to forward.
+func (e *Edge) addVerdict(b *batch, v *signals.Verdict, index int) bool {
+	if v.Outcome != signals.Accepted {
+		what := v.Type
+		if what == "" {
+			what = "signal"
+		}
+		b.reject(kindSignals, what, v.Outcome, v.Reason, v.Detail, 1)
+		return false
+	}
+	m := e.signalMessage(v.Event)
+	if len(m.Value) > e.cfg.MaxMessageBytes {
+		v.Outcome, v.Reason, v.Detail = signals.Invalid, signals.TooLarge, "the event is larger than "+strconv.Itoa(e.cfg.MaxMessageBytes)+" bytes"
+		b.reject(kindSignals, v.Type, v.Outcome, v.Reason, v.Detail, 1)
+		return false
+	}
+	b.add(m, carried{kind: kindSignals, records: 1, index: index})
+	return true
+}
+
+// forward waits until every message is acknowledged, settles the ledger and stamps the key. Nothing to forward needs no Kafka.
+func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, received time.Time) *refused {
+	acked, fail := e.produce(ctx, b)
+	if fail != nil {
+		reason := signals.KafkaAway
+		switch fail.reason {
+		case overloaded:
+			reason = signals.Overloaded
+		case stopping:
+			reason = signals.Stopping
+		}
+		for _, c := range slices.Concat(acked, b.carried) {
+			b.tally.add(c.kind, signals.Unavailable, reason, c.records)
+		}
+		b.tally.unavailable(reason) // also what was filtered or invalid: the sender hears of nothing but "later"
+		e.ledger.settle(&b.tally)
+		return fail
+	}
+	for _, c := range acked {
+		b.tally.add(c.kind, signals.Accepted, signals.InKafka, c.records)
+	}
+	e.ledger.settle(&b.tally)
+	if b.tally.total(signals.Accepted)+b.tally.total(signals.Filtered) > 0 {
+		id.Touch(received)
+	}
+	return nil
+}
+
+// produce returns what was acknowledged. Where the broker's own limit turns out to be below ours, a payload is halved until its parts pass or a
+// single record stands alone, which is invalid; so is an event.
+func (e *Edge) produce(ctx context.Context, b *batch) ([]carried, *refused) {
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.KafkaTimeout)
+	defer cancel()
+	var acked []carried
+	for len(b.messages) > 0 {
+		err := e.cfg.Producer.Produce(ctx, b.messages)
+		if err == nil {
+			return append(acked, b.carried...), nil
+		}
+		var large *TooLargeError
+		if !errors.As(err, &large) {
+			return acked, unavailable(err)
+		}
+		messages, carry := b.messages, b.carried
+		b.messages, b.carried = nil, nil
+		for i, m := range messages {
+			c := carry[i]
+			switch {
+			case !slices.Contains(large.Indexes, i) && large.Acked:
+				acked = append(acked, c)
+			case !slices.Contains(large.Indexes, i):
+				b.add(m, c)
+			case c.payload != 0 && c.records > 1:
+				b.split(m, c, len(m.Value)/2)
+			default:
+				b.reject(c.kind, c.kind, signals.Invalid, signals.TooLarge, tooLargeForKafka, c.records)
+				if c.kind == kindSignals {
+					b.tooLarge = append(b.tooLarge, c.index)
+				}
+			}
+		}
+	}
+	return acked, nil
+}
+
+const tooLargeForKafka = "a single record is larger than Kafka takes"
+
+func unavailable(err error) *refused {
+	switch {
+	case errors.Is(err, ErrOverloaded):
+		return &refused{code: 503, reason: overloaded, retryAfter: later(), detail: "Too much is in flight. Nothing of the request was taken: try again later."}
+	case errors.Is(err, ErrProducerClosed):
+		return &refused{code: 503, reason: stopping, retryAfter: later(), detail: "This edge is stopping. Try again."}
+	default:
+		return &refused{code: 503, reason: kafkaAway, retryAfter: later(), detail: "The records could not be made durable in time. Try again later."}
+	}
+}
+
+func (e *Edge) topicOf(kind string) string {
+	switch kind {
+	case kindSpans:
+		return e.cfg.Topics.Spans
+	case kindMetrics:
+		return e.cfg.Topics.Metrics
+	default:
+		return e.cfg.Topics.Logs
+	}
+}
+
+// message makes a telemetry message. Its id is set before the first attempt and stays on retries and replays.
+func (e *Edge) message(topic string, p *auth.Principal, value []byte, id string) Message {
+	return Message{Topic: topic, Key: []byte(p.Org + "/" + string(p.Kind) + "/" + p.ID), Value: value, Headers: []Header{
+		{"flowstate-org", []byte(p.Org)},
+		{"flowstate-subject-kind", []byte(p.Kind)},
+		{"flowstate-subject-id", []byte(p.ID)},
+		{"flowstate-schema", []byte("1")},
+		{"flowstate-msg-id", []byte(id)},
+	}}
+}
+
+// payloadID is a hash of who sent which bytes, so that a client's retry of the same request has the same ids.
+func payloadID(p *auth.Principal, kind string, raw []byte) string {
+	h := xxh3.New()
+	for _, s := range []string{p.Org, string(p.Kind), p.ID, kind} {
+		h.WriteString(s)
+		h.Write([]byte{0})
+	}
+	h.Write(raw)
+	sum := h.Sum128().Bytes()
+	return "msg_" + hex.EncodeToString(sum[:])
+}
+
+// appendBadge encodes who sent it, as attributes of a Resource.
+func appendBadge(dst []byte, p *auth.Principal, received time.Time) []byte {
+	dst = otlp.AppendBadgeString(dst, "flowstate.org", p.Org)
+	dst = otlp.AppendBadgeString(dst, "flowstate.subject.kind", string(p.Kind))
+	dst = otlp.AppendBadgeString(dst, "flowstate.subject.id", p.ID)
+	if p.Kind == auth.KindServiceAccount {
+		dst = otlp.AppendBadgeString(dst, "flowstate.service_account.name", p.Name)
+		dst = otlp.AppendBadgeString(dst, "flowstate.service_account.environment", p.Environment)
+		dst = otlp.AppendBadgeBool(dst, "flowstate.service_account.abuse_detection", p.AbuseDetection)
+	}
+	dst = otlp.AppendBadgeString(dst, "flowstate.key_prefix", p.KeyPrefix)
+	return otlp.AppendBadgeString(dst, "flowstate.received_at", received.UTC().Format(time.RFC3339Nano))
+}
+
+// raisedFrom copies what it needs: s lives for the call only.
+func raisedFrom(s *otlp.SignalRecord, index int, ordinals *signals.Ordinals) signals.Raised {
+	attrs := make([]signals.Attribute, len(s.Attributes))
+	for i, a := range s.Attributes {
+		attrs[i] = signals.Attribute(a)
+	}
+	return signals.FromLogRecord(attrs, s.TimeUnixNano, s.ObservedTimeUnixNano, s.Raw, index, ordinals, signals.Limits{})
+}
+
+// signalMessage is an event as a Kafka message: CloudEvents in binary mode, and Sluice's own headers.
+func (e *Edge) signalMessage(ev *signals.Event) Message {
+	m := Message{Topic: e.cfg.Topics.Signals, Key: ev.Key(), Value: ev.AppendJSON(nil), Headers: []Header{
+		{"flowstate-org", []byte(ev.Org)},
+		{"flowstate-subject-kind", []byte(ev.Subject.Kind)},
+		{"flowstate-subject-id", []byte(ev.Subject.ID)},
+		{"flowstate-schema", []byte("1")},
+		{"flowstate-msg-id", []byte(ev.ID)},
+	}}
+	for _, h := range ev.Headers() {
+		m.Headers = append(m.Headers, Header(h))
+	}
+	return m
+}
+
+func encodingOf(contentType string) otlp.Encoding {
+	if isJSON(contentType) {
+		return otlp.JSON
+	}
+	return otlp.Protobuf
+}
+
+// grpcCodes are the codes of google.rpc.Status that go with ours.
+var grpcCodes = map[int]int32{
+	400: 3,  // INVALID_ARGUMENT
+	401: 16, // UNAUTHENTICATED
+	404: 12, // UNIMPLEMENTED
+	405: 12,
+	408: 4, // DEADLINE_EXCEEDED
+	413: 8, // RESOURCE_EXHAUSTED; without RetryInfo it means: do not retry
+	415: 3,
+	429: 8,
+	431: 3,
+	500: 13, // INTERNAL
+	503: 14, // UNAVAILABLE
+}
+
+// otlpError is a refusal as a google.rpc.Status in the request's own encoding.
+func otlpError(enc otlp.Encoding, f refused) response {
+	return response{
+		code: f.code, reason: f.reason, retryAfter: f.retryAfter,
+		contentType: enc.ContentType(), body: otlp.AppendStatus(nil, enc, grpcCodes[f.code], f.detail),
+	}
+}
+
+func isJSON(contentType string) bool     { return mediaType(contentType) == typeJSON }
+func isProtobuf(contentType string) bool { return mediaType(contentType) == typeProtobuf }
+
+func mediaType(s string) string {
+	s, _, _ = strings.Cut(s, ";")
+	return strings.ToLower(strings.TrimSpace(s))
+}
+
+func bodyRefusal(err error) refused {
+	switch {
+	case errors.Is(err, errTooLarge):
+		return refused{code: 413, reason: bodyTooLarge, detail: "The body is too large. Send smaller batches."}
+	case errors.Is(err, errEncoding):
+		return refused{code: 415, reason: wrongEncoding, detail: "Content-Encoding must be identity, gzip or zstd."}
+	default:
+		return refused{code: 400, reason: malformedBody, detail: "The body does not decompress: " + err.Error()}
+	}
+}

@@ -1,0 +1,149 @@
+package ingest
+
+import (
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"flowstate.inc/sluice/signals"
+)
+
+// The kinds of record in the ledger. For metrics a record is a data point.
+const (
+	kindLogs    = "logs"
+	kindSpans   = "spans"
+	kindMetrics = "metrics"
+	kindSignals = "signals"
+)
+
+// A count is how many records of one kind ended in one outcome.
+type count struct {
+	kind    string
+	outcome signals.Outcome
+	reason  signals.Reason
+	n       int
+}
+
+// A tally gathers the outcomes of one request until its answer is decided.
+type tally struct {
+	counts []count
+}
+
+func (t *tally) add(kind string, o signals.Outcome, r signals.Reason, n int) {
+	if n == 0 {
+		return
+	}
+	for i := range t.counts {
+		c := &t.counts[i]
+		if c.kind == kind && c.outcome == o && c.reason == r {
+			c.n += n
+			return
+		}
+	}
+	t.counts = append(t.counts, count{kind, o, r, n})
+}
+
+// unavailable turns every outcome into this one: the sender is told that nothing of the request was taken.
+func (t *tally) unavailable(r signals.Reason) {
+	old := t.counts
+	t.counts = nil
+	for _, c := range old {
+		t.add(c.kind, signals.Unavailable, r, c.n)
+	}
+}
+
+func (t *tally) total(o signals.Outcome) int {
+	n := 0
+	for _, c := range t.counts {
+		if c.outcome == o {
+			n += c.n
+		}
+	}
+	return n
+}
+
+// A ledger holds the promise "received = sum of outcomes": a tally is added to both sides at once, when the answer is decided.
+type ledger struct {
+	received map[string]prometheus.Counter
+	outcomes map[outcomeKey]prometheus.Counter
+
+	requests *prometheus.CounterVec
+	children sync.Map // requestKey → prometheus.Counter; its keys come from closed lists only
+	duration *prometheus.HistogramVec
+	byKind   map[string]prometheus.Observer
+}
+
+type outcomeKey struct {
+	kind    string
+	outcome signals.Outcome
+	reason  signals.Reason
+}
+
+type requestKey struct {
+	kind   string
+	code   int
+	reason refusal
+}
+
+func newLedger(reg prometheus.Registerer) *ledger {
+	received := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_ingest_records_received_total",
+		Help: "Records decoded from authenticated requests, counted when the answer is decided. For metrics a record is a data point.",
+	}, []string{"kind"})
+	outcomes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_ingest_records_total",
+		Help: "What the sender was told of each record received. Received equals the sum of outcomes.",
+	}, []string{"kind", "outcome", "reason"})
+	l := &ledger{
+		received: map[string]prometheus.Counter{},
+		outcomes: map[outcomeKey]prometheus.Counter{},
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_ingest_requests_total",
+			Help: "Requests to the edge by the code of their answer and the reason for it.",
+		}, []string{"kind", "code", "reason"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "sluice_ingest_request_duration_seconds",
+			Help: "Time from the last byte of a request's body to its answer, acknowledgement by Kafka included.",
+			// From a cached refusal (tens of microseconds) to the 8 s within which every answer is given.
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 4, 8},
+		}, []string{"kind"}),
+		byKind: map[string]prometheus.Observer{},
+	}
+	reg.MustRegister(received, outcomes, l.requests, l.duration)
+	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
+		l.received[kind] = received.WithLabelValues(kind)
+		for outcome, reasons := range signals.Reasons {
+			for _, r := range reasons {
+				l.outcomes[outcomeKey{kind, outcome, r}] = outcomes.WithLabelValues(kind, string(outcome), string(r))
+			}
+		}
+	}
+	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals, kindWhoami, kindOther} {
+		l.byKind[kind] = l.duration.WithLabelValues(kind)
+	}
+	return l
+}
+
+// settle adds a decided tally to both sides of the ledger.
+func (l *ledger) settle(t *tally) {
+	for _, c := range t.counts {
+		l.received[c.kind].Add(float64(c.n))
+		counter, ok := l.outcomes[outcomeKey{c.kind, c.outcome, c.reason}]
+		if !ok {
+			panic("BUG: outcome " + string(c.outcome) + " has no reason " + string(c.reason))
+		}
+		counter.Add(float64(c.n))
+	}
+}
+
+func (l *ledger) request(kind string, code int, reason refusal, took time.Duration) {
+	key := requestKey{kind, code, reason}
+	c, ok := l.children.Load(key)
+	if !ok {
+		c, _ = l.children.LoadOrStore(key, l.requests.WithLabelValues(kind, strconv.Itoa(code), string(reason)))
+	}
+	c.(prometheus.Counter).Inc()
+	l.byKind[kind].Observe(took.Seconds())
+}
