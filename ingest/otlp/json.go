@@ -266,9 +266,9 @@ func (d *decoder) scalar(f *field) error {
 	case typeSfixed64:
 		signed = true
 	}
-	v, ok := parseInteger(s, signed, bitSize)
-	if !ok && f.typ == typeEnum {
-		v, ok = f.enumValue(s)
+	v, ok := f.enumValue(s)
+	if !ok {
+		v, ok = parseInteger(s, signed, bitSize)
 	}
 	if !ok {
 		return d.fail(BadJSONValue)
@@ -367,11 +367,12 @@ func parseFloat(s []byte) (float64, error) {
 	if _, err := d.number(); err != nil || d.i != len(s) {
 		return 0, strconv.ErrSyntax
 	}
-	return strconv.ParseFloat(string(s), 64) // stays on the stack up to 32 bytes
+	return strconv.ParseFloat(string(s), 64) // up to 32 bytes this copy stays on the stack
 }
 
+// enumValue is the number of the enum's value that has this name.
 func (f *field) enumValue(s []byte) (uint64, bool) {
-	if len(s) <= len(f.prefix) || string(s[:len(f.prefix)]) != f.prefix {
+	if f.typ != typeEnum || len(s) <= len(f.prefix) || string(s[:len(f.prefix)]) != f.prefix {
 		return 0, false
 	}
 	for i, name := range f.enum {
