@@ -42,7 +42,7 @@ func (l *Log) Append(ctx context.Context, entries []Entry) error {
 	if err != nil {
 		return err
 	}
-	signal(l.wake)
+	poke(l.wake)
 	select {
 	case <-g.done:
 		return g.err
@@ -200,7 +200,7 @@ func (l *Log) commit(g *group) {
 	if cap(g.buf) <= keepBuffer {
 		l.scratch = g.buf
 	}
-	signal(l.appended)
+	poke(l.appended)
 }
 
 // fail gives the file up. The sequence numbers of the batch are not used again: it may be on disk after all.

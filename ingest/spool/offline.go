@@ -16,7 +16,6 @@ type SegmentInfo struct {
 	Pending        int64            // not yet delivered; includes records whose damage Ls cannot see
 	Topics         map[string]int64 // pending records by topic; Verify only
 	Oldest, Newest time.Time        // enqueue times of its records; zero where there are none
-	HeadDamaged    bool             // harmless: the file's name says the same
 	AckDamaged     bool             // its records would be delivered again
 	TornBytes      int64            // an incomplete write at the end; of the newest segment of a running process it is one under way
 	Damage         []Damage
@@ -26,13 +25,13 @@ type SegmentInfo struct {
 // Damage is bytes of a segment that are no record.
 type Damage struct {
 	Offset, Bytes int64
-	Records       int64 // lost by it; at least 1 at the end of a segment
+	Records       int64 // lost by it; 0 for a segment's head, 1 at least at the end of a segment
 	Delivered     bool  // all of them were finished before
 }
 
 // OK reports whether nothing is wrong with the segment. A torn tail is not wrong.
 func (s *SegmentInfo) OK() bool {
-	return s.Err == nil && len(s.Damage) == 0 && !s.HeadDamaged && !s.AckDamaged
+	return s.Err == nil && len(s.Damage) == 0 && !s.AckDamaged
 }
 
 // Ls describes the segments of a spool or quarantine directory by their frames' headers. It takes no lock and changes nothing.
@@ -69,11 +68,10 @@ func inspectSegment(s *segment, payloads bool) (SegmentInfo, error) {
 		return info, err
 	}
 	defer f.Close()
-	whole, err := checkSegmentHeader(f)
+	err = s.readHead(f)
 	if err != nil {
 		return info, err
 	}
-	info.HeadDamaged = !whole && s.size > segmentHeaderSize
 	s.done, err = readAck(ackPath(s.path), s.salt)
 	info.AckDamaged = err != nil
 	if payloads {
@@ -141,7 +139,7 @@ func eachOf(s *segment, visit func(Record) error) error {
 		return err
 	}
 	defer f.Close()
-	_, err = checkSegmentHeader(f)
+	err = s.readHead(f)
 	if err != nil {
 		return err
 	}
@@ -152,7 +150,7 @@ func eachOf(s *segment, visit func(Record) error) error {
 		return err
 	}
 	done, _ := readAck(ackPath(s.path), s.salt) // damaged: nothing is finished
-	sc := scanner{r: f, salt: s.salt, off: min(segmentHeaderSize, s.end), end: s.end, next: s.first}
+	sc := scanner{r: f, salt: s.salt, off: s.start, end: s.end, next: s.first}
 	sc.want = func(seq uint64) bool { return !done.get(seq - s.first) }
 	for {
 		it, err := sc.scan()

@@ -31,6 +31,7 @@ type segment struct {
 	salt  uint32
 
 	// The rest is guarded by Log.mu.
+	start    int64  // records begin here: behind the head, or at 0 where the head is damaged
 	size     int64  // of the file, for the accounts
 	end      int64  // records end here: all before is durable, nothing behind is read
 	n        uint64 // records, lost ones included: sequence numbers first to first+n-1
@@ -64,16 +65,16 @@ func (s *segment) before(t *segment) bool {
 	return s.first < t.first || s.first == t.first && s.path < t.path
 }
 
-// nearest returns the last mark at or before a record, and the segment's first byte where there is none.
+// nearest returns the last mark at or before a record, and where the records begin if there is none.
 func (s *segment) nearest(ordinal uint64) mark {
 	i := sort.Search(len(s.marks), func(i int) bool { return s.marks[i].ordinal > ordinal })
 	switch {
 	case i > 0:
 		return s.marks[i-1]
 	case len(s.marks) > 0:
-		return mark{off: segmentHeaderSize, at: s.marks[0].at}
+		return mark{off: s.start, at: s.marks[0].at}
 	default:
-		return mark{off: segmentHeaderSize}
+		return mark{off: s.start}
 	}
 }
 
@@ -136,23 +137,24 @@ func appendSegmentHeader(dst []byte, first uint64, salt uint32, created time.Tim
 
 var errNewer = errors.New("spool: written by a newer version of Sluice")
 
-// checkSegmentHeader reports whether the head of a segment is whole. The name says the same, so a damaged head is no error:
-// only a whole one that speaks of another version is.
-func checkSegmentHeader(r io.ReaderAt) (bool, error) {
+// readHead finds out where the records of a segment begin. The name says all that the head does, so a damaged head is no error but bytes for the
+// scan to step over: only a whole one that speaks of another version is.
+func (s *segment) readHead(r io.ReaderAt) error {
 	b := make([]byte, segmentHeaderSize)
 	if n, err := r.ReadAt(b, 0); n < len(b) {
 		if err == io.EOF {
-			return false, nil
+			return nil
 		}
-		return false, err
+		return err
 	}
 	if string(b[:8]) != segmentMagic || crc32.Checksum(b[:32], castagnoli) != binary.LittleEndian.Uint32(b[32:]) {
-		return false, nil
+		return nil
 	}
 	if v := binary.LittleEndian.Uint16(b[8:]); v != formatVersion {
-		return false, fmt.Errorf("%w: format %d", errNewer, v)
+		return fmt.Errorf("%w: format %d", errNewer, v)
 	}
-	return true, nil
+	s.start = segmentHeaderSize
+	return nil
 }
 
 // A writer appends to one new segment file. After its first error it must not be used again but for abandon.
@@ -172,7 +174,7 @@ func createWriter(dir string, first uint64, now time.Time) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &writer{f: f, seg: &segment{path: path, first: first, salt: salt, end: segmentHeaderSize}, created: now, next: first}, nil
+	return &writer{f: f, seg: &segment{path: path, first: first, salt: salt, start: segmentHeaderSize, end: segmentHeaderSize}, created: now, next: first}, nil
 }
 
 // write stamps the frames in b[segmentHeaderSize:], writes them with one call and syncs them. The first bytes of b are room for the segment's

@@ -135,7 +135,7 @@ func (l *Log) Close(ctx context.Context) error {
 	already := l.closed
 	l.closed = true
 	l.mu.Unlock()
-	signal(l.wake)
+	poke(l.wake)
 	select {
 	case <-l.stopped:
 	case <-ctx.Done():
@@ -150,8 +150,8 @@ func (l *Log) Close(ctx context.Context) error {
 	return l.lock.Close()
 }
 
-// signal leaves a token in a channel of capacity one.
-func signal(c chan struct{}) {
+// poke leaves a token in a channel of capacity one.
+func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -193,12 +193,9 @@ func (l *Log) recoverSegment(s *segment, newest bool) error {
 		return err
 	}
 	defer f.Close()
-	whole, err := checkSegmentHeader(f)
+	err = s.readHead(f)
 	if err != nil {
 		return err
-	}
-	if !whole && s.size > segmentHeaderSize {
-		l.cfg.Logger.Warn("spool: head of a segment damaged; its name says the same", "segment", s.name())
 	}
 	s.done, err = readAck(ackPath(s.path), s.salt)
 	if err != nil {
@@ -233,7 +230,7 @@ type walk struct {
 // run sets the segment's end, n and marks. The end is behind the last complete call: what a stopped write left behind it is torn.
 func (w *walk) run(r io.ReaderAt) error {
 	s := w.seg
-	sc := scanner{r: r, salt: s.salt, off: min(segmentHeaderSize, s.size), end: s.size, next: s.first}
+	sc := scanner{r: r, salt: s.salt, off: s.start, end: s.size, next: s.first}
 	if w.payloads {
 		sc.want = func(uint64) bool { return true }
 	}
