@@ -51,6 +51,10 @@ type ProducerConfig struct {
 	// Compression of the batches; none unless said.
 	Compression compress.Compression
 
+	// Idempotent numbers the batches, so that one that is sent again, because its answer was lost, is not written again. What
+	// the caller sends again is. Brokers before Kafka 3.0 want the right IDEMPOTENT_WRITE on the cluster for it.
+	Idempotent bool
+
 	Registerer prometheus.Registerer // nil: no metrics are exported
 	Logger     *slog.Logger          // nil: slog.Default
 }
@@ -147,6 +151,8 @@ type Producer struct {
 	closing chan struct{} // closed by Close: no more calls
 	drained chan struct{} // closed when closing and open is 0
 	stopped bool
+
+	producerID producerID // for partitions that need one; with Idempotent
 }
 
 // NewProducer starts a producer. It does not wait for Kafka and fails on wrong configuration only. Close ends it.

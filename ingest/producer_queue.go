@@ -74,6 +74,8 @@ type kafkaPartition struct {
 	listed  bool        // in its leader's ready list
 	backoff *time.Timer // not nil: waits for another try
 
+	seq sequence // used with ProducerConfig.Idempotent
+
 	failingSince time.Time // zero: the last attempt went well
 	lastErr      error     // why not
 }
@@ -306,6 +308,7 @@ func (p *Producer) failWaiting(part *kafkaPartition, err *UnavailableError) {
 func (p *Producer) failBatch(bt *produceBatch, cause error) {
 	err := &UnavailableError{Topic: bt.part.topic, Kind: kindOf(cause), MaybeWritten: true, Err: cause}
 	p.metrics.failed(err.Kind, len(bt.entries))
+	bt.part.seq.burn()
 	for i := range bt.entries {
 		p.decide(&bt.entries[i], err)
 	}

@@ -106,6 +106,8 @@ type kafkaSlot struct {
 	batches []*produceBatch // of the request under way
 	req     produce.Request
 	readers []*recordReader
+
+	idempotent idempotentSlot
 }
 
 func (s *kafkaSlot) run() {
@@ -187,7 +189,15 @@ func (s *kafkaSlot) roundTrip(now time.Time) (*produce.Response, error) {
 		return nil, err
 	}
 	s.encode(deadline.Sub(now))
-	res, err := ask[*produce.Response](s.conn, deadline, &s.req)
+	var (
+		res *produce.Response
+		err error
+	)
+	if s.p.cfg.Idempotent {
+		res, err = s.exchangeNumbered(deadline)
+	} else {
+		res, err = ask[*produce.Response](s.conn, deadline, &s.req)
+	}
 	if err != nil {
 		s.hangUp()
 		return nil, fmt.Errorf("broker %s: %w", s.b.addr, err)
@@ -297,7 +307,7 @@ func outcome(res *produce.Response, part *kafkaPartition) error {
 		}
 		for j := range res.Topics[i].Partitions {
 			if rp := &res.Topics[i].Partitions[j]; rp.Partition == part.index {
-				if rp.ErrorCode == 0 {
+				if rp.ErrorCode == 0 || kafka.Error(rp.ErrorCode) == kafka.DuplicateSequenceNumber { // written by an earlier attempt
 					return nil
 				}
 				return kafka.Error(rp.ErrorCode)
@@ -312,6 +322,7 @@ func (p *Producer) settleBatch(bt *produceBatch, err error, now time.Time) bool 
 	part := bt.part
 	if err == nil {
 		part.failingSince, part.lastErr = time.Time{}, nil
+		part.seq.advance(len(bt.entries))
 		part.messages.Add(float64(len(bt.entries)))
 		part.bytes.Add(float64(bt.bytes - batchOverhead))
 		for i := range bt.entries {
@@ -332,9 +343,13 @@ func (p *Producer) settleBatch(bt *produceBatch, err error, now time.Time) bool 
 		return false
 	}
 	part.fails(now, err)
+	lost := isCode && lostSequence(code)
+	if lost {
+		part.seq.burn()
+	}
 	wait := min(maxBackoff, firstBackoff<<min(bt.tries, 6))
 	wait = wait*3/4 + rand.N(wait/2)
-	if p.stopped || isCode && !retriable(code) || !now.Add(wait).Before(bt.deadline) {
+	if p.stopped || isCode && !retriable(code) && !lost || !now.Add(wait).Before(bt.deadline) {
 		p.failBatch(bt, err)
 		return kind == KindLeader || kind == KindUnknownTopic || !isCode
 	}

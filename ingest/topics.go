@@ -25,7 +25,7 @@ type TopicSpec struct {
 // EnsureTopics makes the topics that do not exist and returns their names. Existing ones are left as they are; CheckTopics
 // says what is wrong with them. Two at once do no harm.
 func EnsureTopics(ctx context.Context, cfg KafkaConfig, specs []TopicSpec) ([]string, error) {
-	admin, done, err := newKafkaAdmin(cfg)
+	admin, done, err := newKafkaAdmin(cfg, specs)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,33 @@ func EnsureTopics(ctx context.Context, cfg KafkaConfig, specs []TopicSpec) ([]st
 			failed = append(failed, fmt.Errorf("kafka: creating topic %s: %w", t.Topic, err))
 		}
 	}
-	return made, errors.Join(failed...)
+	if len(failed) > 0 {
+		return made, errors.Join(failed...)
+	}
+	return made, awaitTopics(ctx, admin, specs)
+}
+
+// awaitTopics waits until new topics can be written: making them is done before their leaders are.
+func awaitTopics(ctx context.Context, admin *kafka.Client, specs []TopicSpec) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(adminMetadataTTL / 2)
+	defer tick.Stop()
+	for {
+		there, err := describeTopics(ctx, admin, specs)
+		if err == nil && len(there) == len(specs) && !slices.ContainsFunc(specs, func(s TopicSpec) bool { return !led(there[s.Name]) }) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("kafka: the topics were made, but cannot be written yet: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func led(t kafka.Topic) bool {
+	return t.Error == nil && len(t.Partitions) > 0 && !slices.ContainsFunc(t.Partitions, func(p kafka.Partition) bool { return p.Error != nil })
 }
 
 func (s TopicSpec) config() kafka.TopicConfig {
@@ -88,7 +114,7 @@ type TopicProblem struct {
 // CheckTopics compares the topics with what they should be. maxMessageBytes is the producer's limit on one message. An error
 // means that Kafka could not be asked.
 func CheckTopics(ctx context.Context, cfg KafkaConfig, specs []TopicSpec, maxMessageBytes int) ([]TopicProblem, error) {
-	admin, done, err := newKafkaAdmin(cfg)
+	admin, done, err := newKafkaAdmin(cfg, specs)
 	if err != nil {
 		return nil, err
 	}
@@ -154,8 +180,25 @@ func (s TopicSpec) compare(t kafka.Topic, settings map[string]string, maxMessage
 	return problems
 }
 
+func namesOf(specs []TopicSpec) ([]string, error) {
+	if len(specs) == 0 {
+		return nil, errors.New("kafka: no topics given")
+	}
+	var names []string
+	for _, s := range specs {
+		if s.Name == "" || slices.Contains(names, s.Name) {
+			return nil, fmt.Errorf("kafka: topic name %q is empty or given twice", s.Name)
+		}
+		names = append(names, s.Name)
+	}
+	return names, nil
+}
+
+// adminMetadataTTL is how old what an admin client knows may be.
+const adminMetadataTTL = 100 * time.Millisecond
+
 // newKafkaAdmin gives a client for administration; done closes its connections.
-func newKafkaAdmin(cfg KafkaConfig) (*kafka.Client, func(), error) {
+func newKafkaAdmin(cfg KafkaConfig, specs []TopicSpec) (*kafka.Client, func(), error) {
 	if err := cfg.check(); err != nil {
 		return nil, nil, err
 	}
@@ -163,11 +206,15 @@ func newKafkaAdmin(cfg KafkaConfig) (*kafka.Client, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	names, err := namesOf(specs)
+	if err != nil {
+		return nil, nil, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	tr := &kafka.Transport{
 		DialTimeout:    kafkaDialTimeout,
-		MetadataTTL:    time.Second,
-		MetadataTopics: []string{}, // overwritten below where topics matter
+		MetadataTTL:    adminMetadataTTL,
+		MetadataTopics: names,
 		TLS:            cfg.TLS,
 		SASL:           mechanism,
 		ClientID:       cfg.ClientID,
@@ -180,14 +227,10 @@ func newKafkaAdmin(cfg KafkaConfig) (*kafka.Client, func(), error) {
 
 // describeTopics gives those of the topics that exist.
 func describeTopics(ctx context.Context, admin *kafka.Client, specs []TopicSpec) (map[string]kafka.Topic, error) {
-	var names []string
-	for _, s := range specs {
-		if s.Name == "" || slices.Contains(names, s.Name) {
-			return nil, fmt.Errorf("kafka: topic name %q is empty or given twice", s.Name)
-		}
-		names = append(names, s.Name)
+	names, err := namesOf(specs)
+	if err != nil {
+		return nil, err
 	}
-	admin.Transport.(*kafka.Transport).MetadataTopics = names
 	res, err := admin.Metadata(ctx, &kafka.MetadataRequest{Topics: names})
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
