@@ -2,6 +2,7 @@ package otlp
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,7 +34,7 @@ func expect(t testing.TB, kind Kind, body, badge []byte) (expected, error) {
 		}
 	}
 	if kind == Logs {
-		e.takeSignals()
+		e.takeSignals(eventNames(body, 1, 2, 2))
 	}
 	strip(e.msg.ProtoReflect())
 	var worn resource.Resource
@@ -116,7 +117,31 @@ func filter(list protoreflect.List, keep func(protoreflect.Value) bool) {
 	list.Truncate(n)
 }
 
-func (e *expected) takeSignals() {
+// eventNames lists, for each record in order, every event_name on the wire; the official types keep the last.
+func eventNames(b []byte, path ...protowire.Number) [][]string {
+	var out [][]string
+	var names []string
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		size := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if typ == protowire.BytesType {
+			v, _ := protowire.ConsumeBytes(b[n:])
+			switch {
+			case len(path) == 0 && num == 12:
+				names = append(names, string(v))
+			case len(path) > 0 && (num == path[0] || num == legacyScopes && len(path) == 2):
+				out = append(out, eventNames(v, path[1:]...)...)
+			}
+		}
+		b = b[n+size:]
+	}
+	if len(path) == 0 {
+		return [][]string{names}
+	}
+	return out
+}
+
+func (e *expected) takeSignals(names [][]string) {
 	req := e.msg.(*logspb.ExportLogsServiceRequest)
 	var resources []*logs.ResourceLogs
 	for _, r := range req.ResourceLogs {
@@ -124,7 +149,9 @@ func (e *expected) takeSignals() {
 		for _, s := range r.ScopeLogs {
 			var kept []*logs.LogRecord
 			for _, rec := range s.LogRecords {
-				if officialSignal(rec) {
+				signal := officialSignal(rec, names[0])
+				names = names[1:]
+				if signal {
 					e.signals = append(e.signals, rec)
 				} else {
 					kept = append(kept, rec)
@@ -143,11 +170,11 @@ func (e *expected) takeSignals() {
 	req.ResourceLogs = resources
 }
 
-func officialSignal(r *logs.LogRecord) bool {
+func officialSignal(r *logs.LogRecord, eventNames []string) bool {
 	names := func(s string) bool {
 		return strings.TrimSpace(s) != "" && strings.EqualFold(strings.TrimSpace(s), signalEvent) && len(strings.TrimSpace(s)) == len(signalEvent)
 	}
-	if names(r.EventName) {
+	if slices.ContainsFunc(eventNames, names) {
 		return true
 	}
 	for _, a := range r.Attributes {
