@@ -6,7 +6,6 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -85,7 +84,7 @@ func (t *tx) audit(ctx context.Context, org string, by By, ev Event) error {
 	var count, at int64
 	var head []byte
 	err := t.QueryRowContext(ctx, `SELECT h.count, h.at, h.hash FROM audit_heads h WHERE h.org = $1`+t.dialect.forUpdate("h"), org).Scan(&count, &at, &head)
-	if errors.Is(err, sql.ErrNoRows) {
+	if isNoRows(err) {
 		// Every org is made with its head. To begin a new chain here would hide that somebody removed the old one.
 		return fmt.Errorf("append to the audit: the head of %q is gone; run the audit's verification", org)
 	}

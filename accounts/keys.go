@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -261,7 +260,7 @@ func wholeKey(s string) string {
 
 // noAdmin turns "no such row" into ErrNoAdmin.
 func noAdmin(step string, err error) error {
-	if errors.Is(err, sql.ErrNoRows) {
+	if isNoRows(err) {
 		return fmt.Errorf("%s: %w", step, ErrNoAdmin)
 	}
 	return wrap(step, err)

@@ -31,7 +31,7 @@ func (s *Store) EnsureFirstOrg(ctx context.Context, by By, slug string) (Org, er
 	if err == nil {
 		return Org{}, fmt.Errorf("%w: %q", ErrUnknownOrg, slug)
 	}
-	if !errors.Is(err, sql.ErrNoRows) {
+	if !isNoRows(err) {
 		return Org{}, wrap("look for orgs", err)
 	}
 	o, err = s.createOrg(ctx, by, slug, true)
@@ -80,7 +80,7 @@ func (s *Store) createOrg(ctx context.Context, by By, slug string, onlyFirst boo
 func (s *Store) Org(ctx context.Context, slug string) (Org, error) {
 	var created int64
 	err := s.r.QueryRowContext(ctx, `SELECT created_at FROM orgs WHERE slug = $1`, slug).Scan(&created)
-	if errors.Is(err, sql.ErrNoRows) {
+	if isNoRows(err) {
 		return Org{}, fmt.Errorf("%w: %q", ErrUnknownOrg, slug)
 	}
 	if err != nil {

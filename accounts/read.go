@@ -3,7 +3,6 @@ package accounts
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 
 	"flowstate.inc/sluice/auth"
@@ -107,7 +106,7 @@ func (s *Store) AccountKeys(ctx context.Context, org, id string) ([]Key, error) 
 
 // noKey turns "no such row" into auth.ErrNoKey, which the chain caches; every other error it does not.
 func noKey(step string, err error) error {
-	if errors.Is(err, sql.ErrNoRows) {
+	if isNoRows(err) {
 		return auth.ErrNoKey
 	}
 	return wrap(step, err)

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"time"
 
@@ -180,7 +179,7 @@ func wrap(step string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, sql.ErrNoRows):
+	case isNoRows(err):
 		return fmt.Errorf("%s: %w", step, ErrNotFound)
 	}
 	return fmt.Errorf("%s: %w", step, err)

@@ -1,0 +1,41 @@
+package accounts
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// idempotencyAge is how long CreateAccount remembers an idempotency key.
+const idempotencyAge = 24 * time.Hour
+
+// Prune removes what has served its time: key changes older than keyChanges by the database's clock (edges need the last hour, and --auth-max-stale
+// where that is longer, so give more), idempotency keys of more than a day, sessions and links that have expired, edges not heard of for an hour.
+// Call it every few minutes, in any number of processes. keyChanges below an hour is refused: it could bring a revoked key back.
+func (s *Store) Prune(ctx context.Context, keyChanges time.Duration) error {
+	if keyChanges < time.Hour {
+		return fmt.Errorf("prune: key changes must be kept for an hour at least, not %v", keyChanges)
+	}
+	now, err := s.clock(ctx, s.w)
+	if err != nil {
+		return err
+	}
+	for _, step := range []struct {
+		query string
+		arg   int64
+	}{
+		{`DELETE FROM key_changes WHERE at < $1`, now.Add(-keyChanges).UnixMilli()},
+		{`DELETE FROM idempotency_keys WHERE created_at < $1`, s.now().Add(-idempotencyAge).UnixMilli()},
+		{`DELETE FROM sessions WHERE expires_at < $1`, s.now().UnixMilli()},
+		{`DELETE FROM edges WHERE seen_at_us < $1`, now.Add(-time.Hour).UnixMicro()},
+	} {
+		if _, err := s.w.ExecContext(ctx, step.query, step.arg); err != nil {
+			return wrap("prune", err)
+		}
+	}
+	return nil
+}
+
+func isNoRows(err error) bool { return errors.Is(err, sql.ErrNoRows) }
