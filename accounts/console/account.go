@@ -72,7 +72,7 @@ func (c *Console) accountPage(w http.ResponseWriter, r *http.Request, v *visit, 
 		UpdatedAt: c.render.when(a.UpdatedAt), DeletedAt: c.render.when(a.DeletedAt), Waiting: c.waiting(a),
 		MayAudit: v.admin.Can(auth.AIGovernanceView), AuditURL: auditPath + "?target=" + url.QueryEscape(a.ID),
 	}
-	p.frame.Keys = append([]shortcut{{"e", "Edit the account"}}, p.frame.Keys[1:]...)
+	p.Shortcuts = append([]shortcut{{"e", "Edit the account"}}, p.Shortcuts[1:]...)
 	keys, err := c.store.AccountKeys(r.Context(), v.admin.Org, a.ID)
 	if err != nil {
 		return nil, err

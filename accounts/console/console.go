@@ -63,6 +63,7 @@ type Console struct {
 	clientIP func(*http.Request) string
 	rules    func(ctx context.Context, org, id, name, environment string) ([]string, error)
 	sections []Section
+	export   http.Handler
 	handler  http.Handler
 }
 
@@ -94,6 +95,7 @@ func New(cfg Config) (*Console, error) {
 	if c.render, err = newRenderer(c.now); err != nil {
 		return nil, err
 	}
+	c.export = c.newExport()
 	c.handler = c.wrap(c.mux())
 	return c, nil
 }

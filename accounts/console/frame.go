@@ -16,7 +16,7 @@ type frame struct {
 	RequestID string
 	Nav       []navGroup
 	Toast     *toast
-	Keys      []shortcut
+	Shortcuts []shortcut
 }
 
 type navGroup struct {
@@ -56,7 +56,7 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, curren
 	}
 	f.Nav = c.nav(v, current)
 	f.Toast = c.takeToast(w, r, v)
-	f.Keys = []shortcut{{"/", "Go to the search"}, {"?", "Show this list"}, {"Esc", "Close a dialog or a menu"}}
+	f.Shortcuts = []shortcut{{"/", "Go to the search"}, {"?", "Show this list"}, {"Esc", "Close a dialog or a menu"}}
 	return f
 }
 

@@ -282,3 +282,13 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// find is the first account of acme whose name holds q.
+func (s *site) find(t *testing.T, q string) accounts.Account {
+	t.Helper()
+	p, err := s.Accounts(t.Context(), "acme", accounts.AccountFilter{Q: q, Limit: 1})
+	if err != nil || len(p.Items) == 0 {
+		t.Fatalf("no account like %q: %v", q, err)
+	}
+	return p.Items[0]
+}

@@ -150,7 +150,7 @@ func (c *Console) listPage(w http.ResponseWriter, r *http.Request, v *visit, s l
 		frame: c.frame(w, r, v, accountsPath, "AI Service Accounts"), BaseURL: accountsPath, CreateURL: withParam(s.url(), "create", "1"),
 		Query: s.Q, Kept: s.params(), Filters: s.menus(), Columns: s.columns(), ClearMore: s.filtered(),
 	}
-	p.Keys = append([]shortcut{{"c", "Create a service account"}}, p.Keys...)
+	p.Shortcuts = append([]shortcut{{"c", "Create a service account"}}, p.Shortcuts...)
 	if s.filtered() || s.Q != "" {
 		p.ClearURL = listState{Sort: s.Sort}.url()
 	}

@@ -1,0 +1,75 @@
+package console_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"testing"
+
+	"flowstate.inc/sluice/auth"
+)
+
+// TestLooks opens every page in every state, light and dark, at 1280 and 390 px and at 200 % zoom (half the window), lets
+// axe-core judge it, and writes the pictures to SLUICE_SHOTS for whoever wants to look.
+func TestLooks(t *testing.T) {
+	b := newBrowser(t)
+	used, empty, all := newSite(t), newSite(t), auth.AllPermissions()
+	used.seed(t, 300)
+	deleted := newSite(t)
+	gone := deleted.account(t, "legacy-translator", auth.Production).Account
+	if _, _, err := deleted.DeleteAccount(t.Context(), by, "acme", gone.ID); err != nil {
+		t.Fatal(err)
+	}
+	one := used.find(t, "nightly-digest-summariser")
+	never := used.find(t, "eval-harness")
+	long := used.find(t, "invoice-extraction")
+	states := []struct {
+		name, path string
+		site       *site
+		perms      []auth.Permission
+	}{
+		{"list", listPath, used, all},
+		{"list-seen", listPath + "?sort=-last_seen_at", used, all},
+		{"none-yet", listPath, empty, all},
+		{"all-deleted", listPath, deleted, all},
+		{"deleted", listPath + "?state=deleted", used, all},
+		{"no-match", listPath + "?q=zebra&environment=staging", used, all},
+		{"found-key", listPath + "?q=" + one.KeyPrefix, used, all},
+		{"create", listPath + "?create=1", used, all},
+		{"twin", listPath + "?create=1&from=" + one.ID, used, all},
+		{"edit", listPath + "?edit=" + one.ID, used, all},
+		{"delete", listPath + "?delete=" + one.ID, used, all},
+		{"account", listPath + "/" + one.ID, used, all},
+		{"account-never", listPath + "/" + never.ID, used, all},
+		{"account-long", listPath + "/" + long.ID, used, all},
+		{"audit", "/settings/ai/audit-log", used, all},
+		{"audit-no-match", "/settings/ai/audit-log?actor=nobody", used, all},
+		{"denied", listPath, used, []auth.Permission{auth.AIGovernanceView}},
+		{"lost", "/nowhere", used, all},
+		{"sign-in", "/sign-in", used, nil},
+		{"once", "/sign-in/once?token=" + url.QueryEscape("abc"), used, nil},
+	}
+	for _, st := range states {
+		t.Run(st.name, func(t *testing.T) {
+			session := ""
+			if st.perms != nil {
+				session = st.site.session(t, "acme", st.perms...)
+			}
+			if a := st.site.do(t, session, http.MethodGet, st.path, nil); a.StatusCode >= 500 {
+				t.Fatalf("%d\n%s", a.StatusCode, st.site.log)
+			}
+			tb := b.tab(t, st.site, session)
+			for _, scheme := range []string{"light", "dark"} {
+				tb.scheme(scheme)
+				for _, width := range []int64{1280, 640, 390} {
+					tb.size(width, 844)
+					tb.open(st.path)
+					state := fmt.Sprintf("%s-%s-%d", st.name, scheme, width)
+					tb.shot(state)
+					tb.holds(state)
+					tb.axe(state)
+				}
+			}
+		})
+	}
+}
