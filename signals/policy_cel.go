@@ -1,0 +1,170 @@
+package signals
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/ext"
+	"cel.dev/cel-go/interpreter"
+)
+
+// Limits of one condition.
+const (
+	maxCondition = 4_096 // code points
+	// maxCost bounds one evaluation in CEL's units, of which an operation costs one and ten bytes of a string looked at
+	// one more: some ten milliseconds at the very worst, a microsecond as a rule.
+	maxCost = 100_000
+)
+
+// A Variable is something that a condition may look at.
+type Variable struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+	Doc  string `json:"doc"`
+
+	kind *cel.Type
+	of   func(*facts) any
+}
+
+// Variables lists what a condition may look at: the closed list, for the compiler as for the documentation.
+// Texts that a signal does not have are "".
+func Variables() []Variable {
+	str := func(name, doc string, of func(*Event) string) Variable {
+		return Variable{name, "string", doc, cel.StringType, func(f *facts) any { return of(f.event) }}
+	}
+	service := func(name, doc string, of func(*EventService) string) Variable {
+		return str("service."+name, doc, func(e *Event) string {
+			if e.Service == nil {
+				return ""
+			}
+			return of(e.Service)
+		})
+	}
+	return []Variable{
+		str("type", "the signal's type, normalised", func(e *Event) string { return e.Type }),
+		str("category", "the category of its type", func(e *Event) string { return string(e.Category) }),
+		str("severity", "the base severity: INFO, WARN or BLOCK as raised, before any cap", func(e *Event) string { return string(e.BaseSeverity) }),
+		str("subject.kind", "service_account, person, detector, session or turn", func(e *Event) string { return e.Subject.Kind }),
+		str("subject.id", "the subject's id", func(e *Event) string { return e.Subject.ID }),
+		service("id", "of the service account behind the subject", func(s *EventService) string { return s.ID }),
+		service("name", "its name", func(s *EventService) string { return s.Name }),
+		service("environment", "production, staging or development", func(s *EventService) string { return s.Environment }),
+		service("team", "its team", func(s *EventService) string { return s.Team }),
+		service("cost_centre", "its cost centre", func(s *EventService) string { return s.CostCentre }),
+		service("intended_scope", "its intended scope", func(s *EventService) string { return s.IntendedScope }),
+		str("session_id", "the session", func(e *Event) string { return e.SessionID }),
+		str("source_id", "the sender's id of the signal", func(e *Event) string { return e.SourceID }),
+		str("key_prefix", "the prefix of the key that it came with", func(e *Event) string { return e.KeyPrefix }),
+		{"detected_at", "timestamp", "when it was detected", cel.TimestampType, func(f *facts) any { return f.event.DetectedAt }},
+		{"received_at", "timestamp", "when the edge received it", cel.TimestampType, func(f *facts) any { return f.event.ReceivedAt }},
+		{"details", "dyn", "the details as sent; guard what may be missing: has(details.amount) && details.amount > 100", cel.DynType, (*facts).details},
+	}
+}
+
+// conditions compiles CEL over the variables.
+type conditions struct {
+	env  *cel.Env
+	vars map[string]func(*facts) any
+}
+
+func newConditions() (*conditions, error) {
+	c := &conditions{vars: map[string]func(*facts) any{}}
+	opts := []cel.EnvOption{
+		cel.ParserExpressionSizeLimit(maxCondition),
+		cel.ParserRecursionLimit(50),
+		cel.RegexProgramSizeLimit(1_000),
+		cel.CrossTypeNumericComparisons(true), // numbers of JSON are doubles: details.n > 10 must not err
+		cel.DefaultUTCTimeZone(true),
+		ext.Strings(ext.StringsVersion(4)),
+	}
+	for _, v := range Variables() {
+		opts = append(opts, cel.Variable(v.Name, v.kind))
+		c.vars[v.Name] = v.of
+	}
+	env, err := cel.NewEnv(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("set up policy conditions: %w", err)
+	}
+	c.env = env
+	return c, nil
+}
+
+// A condition is a compiled CEL expression.
+type condition struct {
+	program cel.Program
+	vars    map[string]func(*facts) any
+}
+
+// compile checks an expression: that it parses, that it uses only what there is, that it is a bool. The error says where.
+func (c *conditions) compile(expression string) (*condition, error) {
+	ast, issues := c.env.Compile(expression)
+	if issues != nil && issues.Err() != nil {
+		first := slices.MinFunc(issues.Errors(), func(a, b *cel.Error) int {
+			if a.Location.Line() != b.Location.Line() {
+				return a.Location.Line() - b.Location.Line()
+			}
+			return a.Location.Column() - b.Location.Column()
+		})
+		return nil, fmt.Errorf("line %d, column %d: %s", first.Location.Line(), first.Location.Column()+1, first.Message)
+	}
+	if !ast.OutputType().IsExactType(cel.BoolType) {
+		return nil, fmt.Errorf("is %s, not true or false: compare it with something", ast.OutputType())
+	}
+	program, err := c.env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost),
+		cel.OptimizeRegex(interpreter.MatchesRegexOptimization))
+	if err != nil {
+		return nil, err
+	}
+	return &condition{program: program, vars: c.vars}, nil
+}
+
+// matches evaluates the condition. An error means that it does not match.
+func (c *condition) matches(f *facts) (bool, error) {
+	f.vars = c.vars
+	out, _, err := c.program.Eval(f)
+	if err != nil {
+		return false, err
+	}
+	b, ok := out.(types.Bool)
+	if !ok {
+		return false, errors.New("the condition is not true or false")
+	}
+	return bool(b), nil
+}
+
+// facts are one event as conditions see it. The details are decoded when the first condition asks for them, once.
+type facts struct {
+	event   *Event
+	vars    map[string]func(*facts) any
+	decoded any
+}
+
+// ResolveName and Parent make facts an interpreter.Activation.
+func (f *facts) ResolveName(name string) (any, bool) {
+	of, ok := f.vars[name]
+	if !ok {
+		return nil, false
+	}
+	return of(f), true
+}
+
+// Parent is part of interpreter.Activation.
+func (f *facts) Parent() interpreter.Activation { return nil }
+
+func (f *facts) details() any {
+	if f.decoded == nil {
+		m := map[string]any{}
+		if len(f.event.Details) > 0 {
+			if err := json.Unmarshal(f.event.Details, &m); err != nil {
+				// Details were validated when they came in; what a store returns instead has no details.
+				m = map[string]any{}
+			}
+		}
+		f.decoded = m
+	}
+	return f.decoded
+}

@@ -1,0 +1,279 @@
+package signals
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// An ActivePolicy is the policy that an org has in force, as the store and Redis keep it.
+type ActivePolicy struct {
+	Org     string `json:"org"`
+	Version int64  `json:"version"`
+	Rules   []Rule `json:"rules"`
+}
+
+// PoliciesConfig is what Policies are made of.
+type PoliciesConfig struct {
+	Compiler *PolicyCompiler
+
+	// Versions answers the active version of every org that has one, Active the policy of one: Store's. Nil Versions: no policy.
+	Versions func(ctx context.Context) (map[string]int64, error)
+	Active   func(ctx context.Context, org string) (ActivePolicy, error)
+
+	// Remember and Recall keep what is in force in Redis, as one value, for edges that start while the database is away. Nil: nowhere.
+	Remember func(ctx context.Context, value []byte) error
+	Recall   func(ctx context.Context) ([]byte, error)
+
+	Interval   time.Duration // between two looks at Versions; default 500 ms, so that a change holds everywhere within a second
+	Registerer prometheus.Registerer
+	Logger     *slog.Logger
+}
+
+// Policies holds the active policy of every org, follows what is activated, and answers the Decider. A policy, once read,
+// stays in force until another is read: an outage of the database changes nothing. Until one has been read from anywhere,
+// signals are decided without policy, and counted.
+type Policies struct {
+	cfg     PoliciesConfig
+	current atomic.Pointer[map[string]*Policy] // nil: never read; swapped whole, never written
+	mu      sync.Mutex                         // one look at a time; guards broken
+	broken  map[string]int64                   // versions that do not compile here, so that each is reported once
+	metrics policyMetrics
+}
+
+type policyMetrics struct {
+	conditionErrors, blind                      prometheus.Counter
+	decidedRule, decidedNone                    prometheus.Counter
+	readDatabase, readCache, readFailed, broken prometheus.Counter
+	lastRead                                    prometheus.Gauge
+	orgs                                        prometheus.Gauge
+}
+
+// lookTimeout bounds one look at the database or Redis.
+const lookTimeout = 2 * time.Second
+
+// NewPolicies returns Policies that know nothing yet: call Refresh, or Run.
+func NewPolicies(cfg PoliciesConfig) *Policies {
+	if cfg.Interval == 0 {
+		cfg.Interval = 500 * time.Millisecond
+	}
+	p := &Policies{cfg: cfg, broken: map[string]int64{}}
+	counter := func(name, help string) prometheus.Counter {
+		return newCounter(cfg.Registerer, prometheus.CounterOpts{Name: name, Help: help})
+	}
+	decided := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_policy_decisions_total",
+		Help: "Signals decided, by whether a policy rule set their severity."}, []string{"by"})
+	reads := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_policy_reads_total",
+		Help: "Looks for active policies, by where the answer came from."}, []string{"from"})
+	p.metrics = policyMetrics{
+		conditionErrors: counter("sluice_policy_condition_errors_total", "Conditions of policy rules that could not be evaluated, and so did not match."),
+		blind:           counter("sluice_policy_blind_decisions_total", "Signals decided before any policy could be read from the database or Redis."),
+		decidedRule:     decided.WithLabelValues("rule"), decidedNone: decided.WithLabelValues("none"),
+		readDatabase: reads.WithLabelValues("database"), readCache: reads.WithLabelValues("cache"), readFailed: reads.WithLabelValues("nowhere"),
+		broken:   counter("sluice_policy_unreadable_versions_total", "Active policy versions that this binary cannot compile; the version before stays in force."),
+		lastRead: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_policy_last_read_timestamp_seconds", Help: "When the active policies were last read from the database."}),
+		orgs:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_policy_active", Help: "Orgs that have an active policy."}),
+	}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(decided, reads, p.metrics.lastRead, p.metrics.orgs)
+	}
+	return p
+}
+
+func newCounter(reg prometheus.Registerer, opts prometheus.CounterOpts) prometheus.Counter {
+	c := prometheus.NewCounter(opts)
+	if reg != nil {
+		reg.MustRegister(c)
+	}
+	return c
+}
+
+// Rule is the Decider's Policy hook.
+func (p *Policies) Rule(e *Event) *RuleRef {
+	current := p.current.Load()
+	if current == nil {
+		p.metrics.blind.Inc()
+		return nil
+	}
+	var ref *RuleRef
+	if policy := (*current)[e.Org]; policy != nil {
+		var fails int
+		ref, fails = policy.decide(e)
+		if fails > 0 {
+			p.metrics.conditionErrors.Add(float64(fails))
+		}
+	}
+	if ref == nil {
+		p.metrics.decidedNone.Inc()
+		return nil
+	}
+	p.metrics.decidedRule.Inc()
+	return ref
+}
+
+// Policy is the active policy of an org as this process knows it, nil where there is none.
+func (p *Policies) Policy(org string) *Policy {
+	current := p.current.Load()
+	if current == nil {
+		return nil
+	}
+	return (*current)[org]
+}
+
+// Ready reports whether active policies have been read from anywhere.
+func (p *Policies) Ready() bool { return p.current.Load() != nil }
+
+// Run follows what is activated until ctx ends. wake makes it look at once; nil is never. It returns ctx's error.
+func (p *Policies) Run(ctx context.Context, wake <-chan struct{}) error {
+	t := time.NewTicker(p.cfg.Interval)
+	defer t.Stop()
+	for {
+		p.Refresh(ctx)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		case <-wake:
+		}
+	}
+}
+
+// Refresh looks once: at the database and, where that is away and nothing has been read yet, at Redis. What an activation
+// in this process calls, so that the very next signal is decided by it.
+func (p *Policies) Refresh(ctx context.Context) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	changed, err := p.read(ctx)
+	if err == nil {
+		p.metrics.readDatabase.Inc()
+		p.metrics.lastRead.SetToCurrentTime()
+		if changed {
+			p.remember(ctx)
+		}
+		return
+	}
+	if ctx.Err() == nil || p.current.Load() == nil {
+		p.cfg.Logger.Warn("active policies cannot be read from the database", "err", err, "in_force", p.current.Load() != nil)
+	}
+	if p.current.Load() == nil && p.recall() {
+		p.metrics.readCache.Inc()
+		return
+	}
+	p.metrics.readFailed.Inc()
+}
+
+// read brings what is in force up to date with the database, and reports whether anything changed.
+func (p *Policies) read(ctx context.Context) (bool, error) {
+	if p.cfg.Versions == nil {
+		return p.swap(map[string]*Policy{}), nil
+	}
+	versions, err := p.cfg.Versions(ctx)
+	if err != nil {
+		return false, err
+	}
+	next := map[string]*Policy{}
+	if old := p.current.Load(); old != nil {
+		maps.Copy(next, *old)
+	}
+	for org := range next {
+		if versions[org] == 0 {
+			delete(next, org)
+		}
+	}
+	for org, version := range versions {
+		if old := next[org]; old != nil && old.Version >= version {
+			continue // two looks may answer out of order; a version is never taken back
+		}
+		if p.broken[org] == version {
+			continue
+		}
+		active, err := p.cfg.Active(ctx, org)
+		if err != nil {
+			return false, err
+		}
+		p.take(next, active)
+	}
+	return p.swap(next), nil
+}
+
+// take compiles a policy into next. One that does not compile here leaves what was in force.
+func (p *Policies) take(next map[string]*Policy, active ActivePolicy) {
+	policy, err := p.cfg.Compiler.Compile(active.Version, active.Rules)
+	if err != nil {
+		p.broken[active.Org] = active.Version
+		p.metrics.broken.Inc()
+		p.cfg.Logger.Error("active policy does not compile; the version before stays in force", "org", active.Org, "version", active.Version, "err", err)
+		return
+	}
+	next[active.Org] = policy
+	p.cfg.Logger.Info("policy in force", "org", active.Org, "version", active.Version, "rules", len(policy.rules))
+}
+
+func (p *Policies) swap(next map[string]*Policy) bool {
+	old := p.current.Load()
+	if old != nil && maps.Equal(*old, next) {
+		return false
+	}
+	p.current.Store(&next)
+	p.metrics.orgs.Set(float64(len(next)))
+	return true
+}
+
+// remember keeps what is in force in Redis, best effort: the database has it.
+func (p *Policies) remember(ctx context.Context) {
+	if p.cfg.Remember == nil {
+		return
+	}
+	all := []ActivePolicy{}
+	for org, policy := range *p.current.Load() {
+		all = append(all, ActivePolicy{Org: org, Version: policy.Version, Rules: policy.Rules()})
+	}
+	value, err := json.Marshal(all)
+	if err == nil {
+		err = p.cfg.Remember(ctx, value)
+	}
+	if err != nil {
+		p.cfg.Logger.Warn("active policies cannot be kept in Redis", "err", err)
+	}
+}
+
+// recall takes what Redis keeps. The database may have taken the whole budget of the look, so this has one of its own.
+func (p *Policies) recall() bool {
+	if p.cfg.Recall == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
+	defer cancel()
+	value, err := p.cfg.Recall(ctx)
+	var all []ActivePolicy
+	if err == nil && len(value) > 0 {
+		err = json.Unmarshal(value, &all)
+	}
+	if err != nil || len(value) == 0 {
+		p.cfg.Logger.Warn("active policies cannot be read from Redis", "err", err)
+		return false
+	}
+	next := map[string]*Policy{}
+	for _, active := range all {
+		p.take(next, active)
+	}
+	p.swap(next)
+	return true
+}
+
+// Rules are the rules as they were written. The caller owns the slice, not what is in it.
+func (p *Policy) Rules() []Rule {
+	rules := make([]Rule, len(p.rules))
+	for i, r := range p.rules {
+		rules[i] = r.Rule
+	}
+	return rules
+}
