@@ -1,0 +1,245 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// A config is everything that can be set from outside. Each field is a flag, the flag's name in upper case with underscores and
+// SLUICE_ before it is its environment variable, and a secret may also come from a file (flag NAME-file, or SLUICE_NAME_FILE). A flag wins
+// over the environment, the environment over the default.
+type config struct {
+	edgeAddr, grpcAddr, adminAddr, opsAddr, kafkaAddr string
+	edgeURL, consoleURL                               string
+	trustedProxies                                    []string
+	dataDir                                           string
+	postgresURL, redisURL                             string
+	kafkaBrokers                                      []string
+	kafkaTLS                                          bool
+	kafkaTLSCA                                        string
+	kafkaSASL, kafkaUser, kafkaPassword               string
+	topics                                            topics
+	partitions, replication                           int
+	authMaxStale                                      time.Duration
+	roles                                             []string
+	maxRequestBytes, maxDecodedBytes                  int
+	maxInflightBytes                                  int64
+	logLevel, logFormat                               string
+}
+
+// topics are the names of the Kafka topics, each configurable.
+type topics struct{ logs, spans, metrics, signals, dlq string }
+
+func (t topics) all() []string { return []string{t.logs, t.spans, t.metrics, t.signals, t.dlq} }
+
+// The roles of a process.
+const (
+	roleEdge  = "edge"
+	roleAdmin = "admin"
+)
+
+var allRoles = []string{roleEdge, roleAdmin}
+
+// The groups of flags. A command takes those that it uses.
+
+func (c *config) storeFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.dataDir, "data-dir", "./sluice-data", "directory of the data of sluice dev; the other commands find a running one through it")
+	f.StringVar(&c.postgresURL, "postgres-url", "", "PostgreSQL, as postgres://user:password@host:5432/database (secret: also --postgres-url-file)")
+}
+
+func (c *config) kafkaFlags(f *pflag.FlagSet) {
+	f.StringSliceVar(&c.kafkaBrokers, "kafka-brokers", nil, "Kafka brokers to start from, as host:port, comma-separated")
+	f.BoolVar(&c.kafkaTLS, "kafka-tls", false, "speak TLS to Kafka")
+	f.StringVar(&c.kafkaTLSCA, "kafka-tls-ca", "", "PEM file of the authorities that sign Kafka's certificates (default: the system's)")
+	f.StringVar(&c.kafkaSASL, "kafka-sasl", "", "SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512 (default: none)")
+	f.StringVar(&c.kafkaUser, "kafka-user", "", "SASL user")
+	f.StringVar(&c.kafkaPassword, "kafka-password", "", "SASL password (secret: also --kafka-password-file)")
+	f.StringVar(&c.topics.logs, "topic-logs", "otlp_logs", "topic of OTLP logs")
+	f.StringVar(&c.topics.spans, "topic-spans", "otlp_spans", "topic of OTLP spans")
+	f.StringVar(&c.topics.metrics, "topic-metrics", "otlp_metrics", "topic of OTLP metrics")
+	f.StringVar(&c.topics.signals, "topic-signals", "ai_signals", "topic of signals")
+	f.StringVar(&c.topics.dlq, "topic-signals-dlq", "ai_signals_dlq", "topic of signals that can never be read")
+}
+
+func (c *config) topicFlags(f *pflag.FlagSet) {
+	f.IntVar(&c.partitions, "partitions", -1, "partitions of topics made here (-1: the broker's default)")
+	f.IntVar(&c.replication, "replication", -1, "replicas of topics made here (-1: the broker's default)")
+}
+
+func (c *config) listenFlags(f *pflag.FlagSet, host string) {
+	f.StringVar(&c.edgeAddr, "edge-addr", host+":4318", "address of the edge: OTLP/HTTP and JSON signals")
+	f.StringVar(&c.grpcAddr, "grpc-addr", host+":4317", "address of OTLP/gRPC")
+	f.StringVar(&c.adminAddr, "admin-addr", host+":8318", "address of the console and the admin API")
+	f.StringVar(&c.opsAddr, "ops-addr", host+":9318", "address of /metrics, /livez and /readyz")
+}
+
+func (c *config) serverFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.edgeURL, "edge-url", "", "URL of the edge as workloads see it (default: from --edge-addr)")
+	f.StringVar(&c.consoleURL, "console-url", "", "URL of the console as admins see it (default: from --admin-addr)")
+	f.StringSliceVar(&c.trustedProxies, "trusted-proxies", nil, "networks whose X-Forwarded-For is believed, as CIDR, comma-separated")
+	f.DurationVar(&c.authMaxStale, "auth-max-stale", 15*time.Minute, "how long known keys are served while neither PostgreSQL nor Redis can be asked")
+	f.IntVar(&c.maxRequestBytes, "max-request-bytes", 64<<20, "largest request body, as sent")
+	f.IntVar(&c.maxDecodedBytes, "max-decoded-bytes", 64<<20, "largest request body after decompression")
+	f.Int64Var(&c.maxInflightBytes, "max-inflight-bytes", 256<<20, "bytes waiting for Kafka, beyond which requests are answered 503")
+	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&c.logFormat, "log-format", "auto", "json, text, or auto: text on a terminal")
+}
+
+// secretFlags may also come from files.
+var secretFlags = []string{"postgres-url", "redis-url", "kafka-password"}
+
+// envName is the environment variable of a flag.
+func envName(flag string) string {
+	return "SLUICE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// fromEnvironment adds the file form of each secret and fills the flags that were not given from the environment.
+func fromEnvironment(cmd *cobra.Command) {
+	for _, name := range secretFlags {
+		if cmd.Flags().Lookup(name) != nil {
+			cmd.Flags().String(name+"-file", "", "file that holds --"+name)
+		}
+	}
+	next := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		var err error
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			value, ok := os.LookupEnv(envName(f.Name))
+			if err != nil || f.Changed || f.Name == "help" || !ok {
+				return
+			}
+			if e := cmd.Flags().Set(f.Name, value); e != nil {
+				err = usagef("%s: %w", envName(f.Name), e)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		for _, name := range secretFlags {
+			f, file := cmd.Flags().Lookup(name), cmd.Flags().Lookup(name+"-file")
+			if f == nil || file == nil || file.Value.String() == "" {
+				continue
+			}
+			if f.Changed {
+				return usagef("--%s and --%s-file are both set: give one", name, name)
+			}
+			b, err := os.ReadFile(file.Value.String())
+			if err != nil {
+				return usagef("--%s-file: %w", name, err)
+			}
+			if err := cmd.Flags().Set(name, strings.TrimSpace(string(b))); err != nil {
+				return usagef("--%s-file: %w", name, err)
+			}
+		}
+		if next != nil {
+			return next(cmd, args)
+		}
+		return nil
+	}
+}
+
+// check refuses what can never work, before anything starts. A message names the flag and never a secret's value.
+func (c *config) check() error {
+	for _, a := range []struct{ flag, addr string }{
+		{"edge-addr", c.edgeAddr}, {"grpc-addr", c.grpcAddr}, {"admin-addr", c.adminAddr}, {"ops-addr", c.opsAddr},
+	} {
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			return usagef("--%s: %w (use host:port, or :port)", a.flag, err)
+		}
+	}
+	for _, u := range []struct{ flag, url string }{{"edge-url", c.edgeURL}, {"console-url", c.consoleURL}} {
+		if u.url == "" {
+			continue
+		}
+		p, err := url.Parse(u.url)
+		if err != nil || p.Host == "" || (p.Scheme != "http" && p.Scheme != "https") {
+			return usagef("--%s: %q is not an http or https URL", u.flag, u.url)
+		}
+	}
+	for _, b := range c.kafkaBrokers {
+		if _, _, err := net.SplitHostPort(b); err != nil {
+			return usagef("--kafka-brokers: %w (use host:port)", err)
+		}
+	}
+	switch c.kafkaSASL {
+	case "", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
+	default:
+		return usagef("--kafka-sasl: %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.kafkaSASL)
+	}
+	if c.kafkaSASL != "" && (c.kafkaUser == "" || c.kafkaPassword == "") {
+		return usagef("--kafka-sasl needs --kafka-user and --kafka-password")
+	}
+	if _, err := c.proxies(); err != nil {
+		return err
+	}
+	for _, r := range c.roles {
+		if !slices.Contains(allRoles, r) {
+			return usagef("--roles: %q is not one of %s", r, strings.Join(allRoles, ", "))
+		}
+	}
+	if c.authMaxStale < 0 || c.maxRequestBytes <= 0 || c.maxDecodedBytes <= 0 || c.maxInflightBytes <= 0 {
+		return usagef("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
+	}
+	seen := map[string]bool{}
+	for _, t := range c.topics.all() {
+		if t == "" || seen[t] {
+			return usagef("--topic-*: topics need names, each its own; got %q", t)
+		}
+		seen[t] = true
+	}
+	return nil
+}
+
+func (c *config) proxies() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range c.trustedProxies {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			addr, addrErr := netip.ParseAddr(s)
+			if addrErr != nil {
+				return nil, usagef("--trusted-proxies: %w", err)
+			}
+			p = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// publicURL is the URL that others use for a listener: as configured, else its own address, with a host that can be dialled.
+func publicURL(configured string, addr net.Addr) string {
+	if configured != "" {
+		return strings.TrimRight(configured, "/")
+	}
+	return "http://" + dialable(addr)
+}
+
+// dialable is a listener's address as this machine can reach it.
+func dialable(addr net.Addr) string {
+	host, port, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return addr.String()
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// listen takes an address, and names the flag when it is taken.
+func listen(flag, addr string) (net.Listener, error) {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("--%s %s: %w (set --%s to another address, or :0 for any free port)", flag, addr, err, flag)
+	}
+	return ln, nil
+}

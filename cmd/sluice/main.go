@@ -1,0 +1,66 @@
+// Command sluice is the front door for AI telemetry: it knows who sends (service accounts and their keys), filters what makes no sense for a
+// machine, and hands the rest to Kafka with the sender's badge.
+//
+// This package holds the flags and the environment, the wiring of the rooms, and the order in which they start and stop. It promises
+// that wrong configuration refuses to start and says what is wrong, while a dependency that cannot be reached never does. It fails with exit
+// status 1 for an error, 2 for a wrong command line, and prints the reason on standard error.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := newRootCommand()
+	err := root.ExecuteContext(ctx)
+	var usage *usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
+		return 2
+	default:
+		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
+		return 1
+	}
+}
+
+// A usageError is a wrong command line or configuration: nothing was tried.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "sluice",
+		Short:         "The front door for AI telemetry",
+		Long:          "Sluice gives each AI workload an identity and a key, authenticates what it sends, filters it and forwards it to Kafka with its badge.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w (see %s --help)", err, cmd.CommandPath())
+	})
+	root.AddCommand(
+		newDevCommand(), newServeCommand(), newMigrateCommand(),
+		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newTailCommand(), newVersionCommand(),
+	)
+	return root
+}

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/redis/go-redis/v9"
+	"github.com/segmentio/kafka-go"
+	"golang.org/x/sync/errgroup"
+
+	"flowstate.inc/sluice/accounts"
+	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/ingest"
+	"flowstate.inc/sluice/signals"
+)
+
+// stopTimeout covers everything between SIGTERM and the exit: an answer takes at most 8 s, what follows it is quick.
+const stopTimeout = 20 * time.Second
+
+// A process is the roles that one sluice dev or sluice serve runs, on the parts it was given.
+type process struct {
+	cfg   *config
+	log   *slog.Logger
+	reg   *prometheus.Registry
+	roles []string
+
+	store *accounts.Store
+	redis redis.UniversalClient // nil: none
+	wake  <-chan struct{}       // key_changes has moved
+
+	chain    *auth.Chain
+	producer *ingest.Producer
+	edge     *ingest.Server
+	admin    *http.Server
+	ops      *http.Server
+
+	edgeLn, adminLn, opsLn net.Listener
+
+	state atomic.Pointer[string] // starting, ready, draining
+}
+
+// listen takes the ports first: a taken one must be known before anything is started.
+func (p *process) listen() error {
+	var err error
+	if p.opsLn, err = listen("ops-addr", p.cfg.opsAddr); err != nil {
+		return err
+	}
+	if p.runs(roleEdge) {
+		if p.edgeLn, err = listen("edge-addr", p.cfg.edgeAddr); err != nil {
+			return err
+		}
+	}
+	if p.runs(roleAdmin) {
+		if p.adminLn, err = listen("admin-addr", p.cfg.adminAddr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *process) runs(role string) bool { return slices.Contains(p.roles, role) }
+
+func (p *process) setState(s string) { p.state.Store(&s) }
+
+// newRegistry has the Go runtime's and the process's own metrics.
+func newRegistry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	v := currentVersion()
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_build_info", Help: "Always 1; the labels say which build runs."}, []string{"version", "go_version"})
+	build.WithLabelValues(v.Version, v.Go).Set(1)
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), build)
+	return reg
+}
+
+// wire builds the parts on each other. Nothing of it waits for a dependency.
+func (p *process) wire() error {
+	if p.runs(roleEdge) {
+		if err := p.wireEdge(); err != nil {
+			return err
+		}
+	}
+	if p.runs(roleAdmin) {
+		p.wireAdmin()
+	}
+	p.ops = &http.Server{Handler: p.opsHandler(), ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
+	return nil
+}
+
+func (p *process) wireEdge() error {
+	var err error
+	p.chain, err = auth.NewChain(auth.ChainConfig{
+		Truth: auth.Truth{
+			Key: p.store.Key, AccountKey: p.store.AccountKey, AccountKeyByName: p.store.AccountKeyByName,
+			Changes: p.store.Changes, ReportEdge: p.store.ReportEdge, Stamp: p.store.Stamp,
+		},
+		Redis: p.redis, Wake: p.wake, MaxStale: p.cfg.authMaxStale, EdgeID: edgeID(), Registerer: p.reg, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	kafkaConfig, err := p.cfg.kafkaConfig()
+	if err != nil {
+		return err
+	}
+	t := p.cfg.topics
+	p.producer, err = ingest.NewProducer(ingest.ProducerConfig{
+		KafkaConfig: kafkaConfig, Topics: []string{t.logs, t.spans, t.metrics, t.signals},
+		MaxInFlightBytes: p.cfg.maxInflightBytes, Registerer: p.reg, Logger: p.log,
+	})
+	if err != nil {
+		return &usageError{err}
+	}
+	taxonomy, err := signals.NewTaxonomy(signals.TaxonomyConfig{})
+	if err != nil {
+		return err
+	}
+	decider, err := signals.NewDecider(signals.DeciderConfig{Taxonomy: taxonomy, Account: p.chain.Account, AccountByName: p.chain.AccountByName})
+	if err != nil {
+		return err
+	}
+	edge := ingest.NewEdge(ingest.EdgeConfig{
+		Chain: p.chain, Producer: p.producer,
+		Decider:         decider,
+		Topics:          ingest.Topics{Logs: t.logs, Spans: t.spans, Metrics: t.metrics, Signals: t.signals},
+		MaxDecodedBytes: p.cfg.maxDecodedBytes, Registerer: p.reg, Logger: p.log,
+	})
+	proxies, err := p.cfg.proxies()
+	if err != nil {
+		return err
+	}
+	p.edge = ingest.NewServer(ingest.ServerConfig{Edge: edge, MaxRequestBytes: p.cfg.maxRequestBytes, TrustedProxies: proxies, Logger: p.log})
+	return nil
+}
+
+func (p *process) wireAdmin() {
+	api := accounts.NewAPI(accounts.APIConfig{
+		Store:        p.store,
+		Authenticate: p.store.AuthenticateRequest,
+		Logger:       p.log,
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/api/v1/", api)
+	p.admin = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
+}
+
+// run serves until ctx ends, then stops in order: no new requests, what was taken is finished and acknowledged, the stamps are written.
+// ready is called once everything listens.
+func (p *process) run(ctx context.Context, ready func(context.Context) error) error {
+	p.setState("starting")
+	// What requests under way still need ends after them, not with ctx.
+	inner, endInner := context.WithCancel(context.WithoutCancel(ctx))
+	defer endInner()
+	var background, servers errgroup.Group
+	if p.chain != nil {
+		background.Go(func() error { return p.chain.Run(inner) })
+	}
+	failed := make(chan error, 4)
+	serve := func(what string, f func() error) {
+		servers.Go(func() error {
+			err := f()
+			if err == nil || errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+			err = fmt.Errorf("%s: %w", what, err)
+			failed <- err
+			return err
+		})
+	}
+	serve("ops", func() error { return p.ops.Serve(p.opsLn) })
+	if p.edge != nil {
+		serve("edge", func() error { return p.edge.Serve(p.edgeLn) })
+	}
+	if p.admin != nil {
+		serve("admin", func() error { return p.admin.Serve(p.adminLn) })
+	}
+	p.setState("ready")
+	err := ready(ctx)
+	if err == nil {
+		select {
+		case <-ctx.Done():
+		case err = <-failed:
+		}
+	}
+
+	p.setState("draining")
+	p.log.Info("stopping")
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	errs := []error{err}
+	if p.edge != nil {
+		errs = append(errs, wrapErr("stop the edge", p.edge.Shutdown(stop)))
+		errs = append(errs, wrapErr("flush to Kafka", p.producer.Close(stop)))
+	}
+	if p.admin != nil {
+		errs = append(errs, wrapErr("stop the admin API", p.admin.Shutdown(stop)))
+	}
+	endInner()
+	errs = append(errs, background.Wait())
+	errs = append(errs, wrapErr("stop ops", p.ops.Shutdown(stop)))
+	_ = servers.Wait() // its error came by failed
+	return errors.Join(errs...)
+}
+
+func wrapErr(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// edgeID tells the edges apart in the table of edges, also two on one host.
+func edgeID() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
+}
+
+func (p *process) opsHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.reg, promhttp.HandlerOpts{Registry: p.reg}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", p.readyz)
+	return mux
+}
+
+// readyz fails only while starting or draining: a dependency that is away must not take the whole fleet out of the load balancer.
+// What is away stands in the body.
+func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	body := struct {
+		Status       string            `json:"status"`
+		Dependencies map[string]string `json:"dependencies"`
+	}{*p.state.Load(), map[string]string{}}
+	say := func(name string, err error) {
+		body.Dependencies[name] = "ok"
+		if err != nil {
+			body.Dependencies[name] = err.Error()
+		}
+	}
+	say("database", p.store.Ping(ctx))
+	if p.redis != nil {
+		say("redis", p.redis.Ping(ctx).Err())
+	}
+	if p.producer != nil {
+		say("kafka", p.producer.Healthy())
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if body.Status != "ready" {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+// kafkaConfig says how to reach Kafka.
+func (c *config) kafkaConfig() (ingest.KafkaConfig, error) {
+	k := ingest.KafkaConfig{Brokers: c.kafkaBrokers}
+	if c.kafkaTLS || c.kafkaTLSCA != "" {
+		k.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		if c.kafkaTLSCA != "" {
+			pem, err := os.ReadFile(c.kafkaTLSCA)
+			if err != nil {
+				return k, usagef("--kafka-tls-ca: %w", err)
+			}
+			k.TLS.RootCAs = x509.NewCertPool()
+			if !k.TLS.RootCAs.AppendCertsFromPEM(pem) {
+				return k, usagef("--kafka-tls-ca: %s holds no PEM certificate", c.kafkaTLSCA)
+			}
+		}
+	}
+	if c.kafkaSASL != "" {
+		k.SASL = &ingest.SASLConfig{Mechanism: c.kafkaSASL, Username: c.kafkaUser, Password: c.kafkaPassword}
+	}
+	return k, nil
+}
+
+// kafkaTransport is the same for kafka-go's own clients, which read and make topics.
+func (c *config) kafkaTransport() (*kafka.Transport, error) {
+	k, err := c.kafkaConfig()
+	if err != nil {
+		return nil, err
+	}
+	return k.Transport()
+}
+
+// changed makes a change of a key hold for the very next request of this process, before the call that made it returns.
+func (p *process) changed(ch auth.Change) {
+	if p.chain != nil {
+		p.chain.Apply(ch)
+	}
+}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"flowstate.inc/sluice/accounts"
+	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/deploy"
+	"flowstate.inc/sluice/ingest"
+)
+
+func newServeCommand() *cobra.Command {
+	var cfg config
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run on PostgreSQL, Redis and Kafka",
+		Long: "Run on PostgreSQL, Redis and Kafka by address. Wrong configuration refuses to start; a dependency that cannot be reached does not.\n" +
+			"Run sluice migrate first: it makes the tables and the topics.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, need := range []struct{ flag, value string }{
+				{"postgres-url", cfg.postgresURL}, {"redis-url", cfg.redisURL}, {"kafka-brokers", strings.Join(cfg.kafkaBrokers, ",")},
+			} {
+				if need.value == "" {
+					return usagef("--%s (or %s) is needed", need.flag, envName(need.flag))
+				}
+			}
+			if err := cfg.check(); err != nil {
+				return err
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), cfg.logLevel, cfg.logFormat)
+			if err != nil {
+				return err
+			}
+			shared, err := auth.OpenRedis(cfg.redisURL)
+			if err != nil {
+				return usagef("--redis-url: %w", err)
+			}
+			defer shared.Close()
+			writer, reader, err := accounts.OpenPostgres(cfg.postgresURL)
+			if err != nil {
+				return usagef("--postgres-url: %w", err)
+			}
+			defer writer.Close()
+			defer reader.Close()
+			p := &process{cfg: &cfg, log: log, reg: newRegistry(), roles: cfg.roles, redis: shared}
+			if err := p.listen(); err != nil {
+				return err
+			}
+			listenCtx, stopListening := context.WithCancel(context.WithoutCancel(cmd.Context()))
+			defer stopListening()
+			p.wake, err = accounts.Listen(listenCtx, cfg.postgresURL, log)
+			if err != nil {
+				return usagef("--postgres-url: %w", err)
+			}
+			p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
+			if err := p.wire(); err != nil {
+				return err
+			}
+			return p.run(cmd.Context(), func(context.Context) error {
+				p.logListening()
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	cfg.listenFlags(f, "")
+	cfg.serverFlags(f)
+	cfg.storeFlags(f)
+	cfg.kafkaFlags(f)
+	f.StringVar(&cfg.redisURL, "redis-url", "", "Redis, as redis://user:password@host:6379/0, rediss:// for TLS (secret: also --redis-url-file)")
+	f.StringSliceVar(&cfg.roles, "roles", allRoles, "what this process does, comma-separated: "+strings.Join(allRoles, ", "))
+	fromEnvironment(cmd)
+	return cmd
+}
+
+// logListening says where the process can be reached.
+func (p *process) logListening() {
+	args := []any{"version", version, "roles", strings.Join(p.roles, ","), "ops", p.opsLn.Addr().String()}
+	if p.edgeLn != nil {
+		args = append(args, "edge", p.edgeLn.Addr().String())
+	}
+	if p.adminLn != nil {
+		args = append(args, "admin", p.adminLn.Addr().String())
+	}
+	p.log.Info("ready", args...)
+}
+
+func newMigrateCommand() *cobra.Command {
+	var cfg config
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Bring the database's schema up and make missing topics",
+		Long:  "Bring the database's schema up and make the topics that are missing. Safe to run again, and by two at once. Existing topics are left as they are.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cfg.postgresURL == "" && len(cfg.kafkaBrokers) == 0 {
+				return usagef("give --postgres-url, --kafka-brokers or both")
+			}
+			out := cmd.OutOrStdout()
+			if cfg.postgresURL != "" {
+				writer, reader, err := accounts.OpenPostgres(cfg.postgresURL)
+				if err != nil {
+					return usagef("--postgres-url: %w", err)
+				}
+				defer writer.Close()
+				defer reader.Close()
+				n, err := deploy.Migrate(cmd.Context(), writer, deploy.Postgres)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(out, "schema: %d migrations applied\n", n)
+			}
+			if len(cfg.kafkaBrokers) > 0 {
+				made, err := cfg.ensureTopics(cmd.Context())
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(out, "topics: %d made", len(made))
+				if len(made) > 0 {
+					fmt.Fprintf(out, " (%s)", strings.Join(made, ", "))
+				}
+				fmt.Fprintln(out)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.postgresURL, "postgres-url", "", "PostgreSQL, as postgres://user:password@host:5432/database (secret: also --postgres-url-file)")
+	cfg.kafkaFlags(f)
+	cfg.topicFlags(f)
+	fromEnvironment(cmd)
+	return cmd
+}
+
+// ensureTopics makes the topics that are missing and returns their names.
+func (c *config) ensureTopics(ctx context.Context) ([]string, error) {
+	k, err := c.kafkaConfig()
+	if err != nil {
+		return nil, err
+	}
+	var specs []ingest.TopicSpec
+	for _, name := range c.topics.all() {
+		specs = append(specs, ingest.TopicSpec{Name: name, Partitions: c.partitions, Replication: c.replication})
+	}
+	return ingest.EnsureTopics(ctx, k, specs)
+}
