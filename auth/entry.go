@@ -102,19 +102,29 @@ func (c *Chain) drop(id PublicID, version int64) {
 	})
 }
 
-// dbTime converts chain time to the database's clock, never too late. checkedAt converts back, never too late either:
+// dbTime converts chain time to the database's clock, never too late. chainTime converts back, never too late either:
 // a round trip through another edge can only make a record look older than it is.
 func (c *Chain) dbTime(at int64) int64 {
 	if f := c.feed.Load(); f != nil {
 		return at + f.low
 	}
-	return at + c.start.UnixNano()
+	return at + c.guessedClock()
 }
 
 func (c *Chain) chainTime(db int64) int64 {
 	if f := c.feed.Load(); f != nil {
 		return min(db-f.high, c.clock())
 	}
-	// Until the feed was read once, the machine's own clock must do.
-	return min(db-c.start.UnixNano(), c.clock())
+	return min(db-c.guessedClock(), c.clock())
+}
+
+// guessedClock is the database's clock less the chain's until the feed was read once: as Redis tells it, else by the
+// machine's own clock.
+func (c *Chain) guessedClock() int64 {
+	if c.shared != nil {
+		if d := c.shared.pending.dbClock.Load(); d != 0 {
+			return d
+		}
+	}
+	return c.start.UnixNano()
 }

@@ -2,8 +2,10 @@ package auth
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +27,8 @@ type pendingChanges struct {
 
 	feed atomic.Int64 // the database's clock in unix ns up to which this edge has read the changes
 	upTo atomic.Int64 // the same up to which Redis holds them, as Redis said last; 0: unknown
+
+	dbClock atomic.Int64 // the database's clock less the chain's, as Redis tells it; 0: unknown
 }
 
 func (p *pendingChanges) add(id PublicID, fetch bool) {
@@ -150,13 +154,13 @@ func (c *Chain) moveMark(ctx context.Context, feed int64) error {
 	p := &c.shared.pending
 	ctx, cancel := context.WithTimeout(ctx, propagateTimeout)
 	defer cancel()
-	mark, err := c.shared.mark(ctx)
+	before := p.upTo.Load()
+	err := c.readMark(ctx)
 	if err != nil {
 		return err
 	}
-	lost := mark < p.upTo.Load()
-	p.upTo.Store(mark)
-	if lost {
+	mark := p.upTo.Load()
+	if mark < before {
 		c.cfg.Logger.Warn("Redis has lost writes; writing recent changes again", "changes", c.recent.len())
 		c.recent.all(func(id PublicID) { p.add(id, false) })
 		return nil
@@ -172,11 +176,34 @@ func (c *Chain) moveMark(ctx context.Context, feed int64) error {
 	return nil
 }
 
-// mark reads the database's clock up to which Redis holds all changes; 0 for none.
-func (s *sharedCache) mark(ctx context.Context) (int64, error) {
-	v, err := s.client.HGet(ctx, s.feedKey, "v").Int64()
-	if err == redis.Nil {
-		return 0, nil
+// readMark reads the database's clock up to which Redis holds all changes, and from its age the clock itself: an edge
+// that has not reached the database yet learns how old the records in Redis are, though its own clock may be wrong.
+func (c *Chain) readMark(ctx context.Context) error {
+	var fields *redis.SliceCmd
+	var left *redis.DurationCmd
+	_, err := c.shared.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		fields = p.HMGet(ctx, c.shared.feedKey, "v", "l")
+		left = p.PTTL(ctx, c.shared.feedKey)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return v, err
+	v, _ := fields.Val()[0].(string)
+	l, _ := fields.Val()[1].(string)
+	if v == "" {
+		c.shared.pending.upTo.Store(0)
+		return nil
+	}
+	mark, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return fmt.Errorf("mark of the feed: %w", err)
+	}
+	c.shared.pending.upTo.Store(mark)
+	ttl, err := strconv.ParseInt(l, 10, 64)
+	if err == nil && left.Val() > 0 {
+		age := max(time.Duration(ttl)*time.Millisecond-left.Val(), 0)
+		c.shared.pending.dbClock.Store(mark + int64(age) - c.clock())
+	}
+	return nil
 }

@@ -70,7 +70,8 @@ func orDuration(v *time.Duration, d time.Duration) {
 // and c (checked_at), both as 20 digits so that Lua compares them exactly, and d, the record, empty where only the
 // version is known. It returns 1 when it wrote.
 //
-// KEYS[1]; ARGV: v, c, d, TTL in ms.
+// KEYS[1]; ARGV: v, c, d, TTL in ms. The TTL is kept as l: with what is left of it, it tells how long ago this was
+// written, whatever the clocks of the machines say.
 const keepHigher = `
 local h = redis.call('HMGET', KEYS[1], 'v', 'c', 'd')
 if h[1] then
@@ -80,7 +81,7 @@ if h[1] then
     if h[3] ~= '' and h[2] >= ARGV[2] then return 0 end
   end
 end
-redis.call('HSET', KEYS[1], 'v', ARGV[1], 'c', ARGV[2], 'd', ARGV[3])
+redis.call('HSET', KEYS[1], 'v', ARGV[1], 'c', ARGV[2], 'd', ARGV[3], 'l', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1`
 
@@ -188,6 +189,9 @@ func (c *Chain) better(ctx context.Context, id PublicID, known *entry) *entry {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Bounds.Redis)
 	defer cancel()
 	begun := c.clock()
+	if c.feed.Load() == nil && c.shared.pending.dbClock.Load() == 0 {
+		_ = c.readMark(ctx) // how old is what follows? Failing leaves the machine's own clock
+	}
 	rec, version, checked, err := c.shared.get(ctx, id)
 	c.metrics.redisSeconds.Observe(float64(c.clock()-begun) / 1e9)
 	c.redisResult(err)
