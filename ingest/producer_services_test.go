@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // services is a Kafka of a test's own, made by the script that TEST_SERVICES_SH names, so that it may be killed.
@@ -145,6 +147,61 @@ func TestProduceThroughDeathAndFreeze(t *testing.T) {
 	}
 }
 
+// writers write one message after another and keep what was acknowledged.
+type writers struct {
+	t    *testing.T
+	stop func()
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex
+	acked   map[string]bool
+	failed  int
+	longest time.Duration
+}
+
+func startWriters(t *testing.T, p *Producer, topic string, n int) *writers {
+	stop := make(chan struct{})
+	w := &writers{t: t, acked: make(map[string]bool), stop: sync.OnceFunc(func() { close(stop) })}
+	for g := range n {
+		w.wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				value := fmt.Sprintf("%d-%d", g, i)
+				began := time.Now()
+				err := p.Produce(context.Background(), []Message{message(topic, fmt.Sprint(g, i), value)})
+				took := time.Since(began)
+				w.mu.Lock()
+				w.longest = max(w.longest, took)
+				if err == nil {
+					w.acked[value] = true
+				} else {
+					w.failed++
+				}
+				w.mu.Unlock()
+			}
+		})
+	}
+	return w
+}
+
+// more waits until n more writes were acknowledged.
+func (w *writers) more(n int) {
+	w.t.Helper()
+	count := func() int { w.mu.Lock(); defer w.mu.Unlock(); return len(w.acked) }
+	want := count() + n
+	within(w.t, time.Minute, "writes go on", func() bool { return count() > want })
+}
+
+func (w *writers) end() (map[string]bool, int, time.Duration) {
+	w.stop()
+	w.wg.Wait()
+	return w.acked, w.failed, w.longest
+}
+
 // The leader of a third of the partitions dies under load and comes back; then another goes for maintenance.
 func TestProduceLosesNothingInFailover(t *testing.T) {
 	s, brokers := startKafka(t, 3)
@@ -158,46 +215,18 @@ func TestProduceLosesNothingInFailover(t *testing.T) {
 			p := startProducer(t, cfg)
 			recovers(t, p, topic, "at the start")
 
-			var mu sync.Mutex
-			acked, failed, longest := make(map[string]bool), 0, time.Duration(0)
-			stop := make(chan struct{})
-			var wg sync.WaitGroup
-			for g := range 24 {
-				wg.Go(func() {
-					for i := 0; ; i++ {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						value := fmt.Sprintf("%d-%d", g, i)
-						began := time.Now()
-						err := p.Produce(context.Background(), []Message{message(topic, fmt.Sprint(g, i), value)})
-						took := time.Since(began)
-						mu.Lock()
-						longest = max(longest, took)
-						if err == nil {
-							acked[value] = true
-						} else {
-							failed++
-						}
-						mu.Unlock()
-					}
-				})
-			}
-			count := func() int { mu.Lock(); defer mu.Unlock(); return len(acked) }
-			more := func(n int) { was := count(); eventually(t, "writes go on", func() bool { return count() > was+n }) }
-			more(1000)
+			w := startWriters(t, p, topic, 24)
+			defer w.end()
+			w.more(300)
 			s.run("kill", "kafka2")
-			more(1000)
+			w.more(300)
 			s.run("start", "kafka2")
-			more(1000)
+			w.more(300)
 			s.run("stop", "kafka3")
-			more(1000)
+			w.more(300)
 			s.run("start", "kafka3")
-			more(1000)
-			close(stop)
-			wg.Wait()
+			w.more(300)
+			acked, failed, longest := w.end()
 			seen := valuesOf(read(t, brokers, topic, len(acked)))
 			lost, twice := 0, 0
 			for v := range acked {
@@ -212,6 +241,7 @@ func TestProduceLosesNothingInFailover(t *testing.T) {
 			if lost > 0 {
 				t.Errorf("%d acknowledged messages are not in the log", lost)
 			}
+			t.Logf("tries again: %v", testutil.ToFloat64(p.metrics.retries))
 			if longest > 4500*time.Millisecond {
 				t.Errorf("a call took %v", longest)
 			}

@@ -68,7 +68,7 @@ func EnsureTopics(ctx context.Context, cfg KafkaConfig, specs []TopicSpec) ([]st
 func awaitTopics(ctx context.Context, admin *kafka.Client, specs []TopicSpec) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	tick := time.NewTicker(adminMetadataTTL / 2)
+	tick := time.NewTicker(adminPause)
 	defer tick.Stop()
 	for {
 		there, err := describeTopics(ctx, admin, specs)
@@ -194,8 +194,11 @@ func namesOf(specs []TopicSpec) ([]string, error) {
 	return names, nil
 }
 
-// adminMetadataTTL is how old what an admin client knows may be.
-const adminMetadataTTL = 100 * time.Millisecond
+// adminMetadataTTL is how old what an admin client knows may be, and how long kafka-go waits for metadata.
+const adminMetadataTTL = time.Second
+
+// adminPause is the time between two tries.
+const adminPause = 100 * time.Millisecond
 
 // newKafkaAdmin gives a client for administration; done closes its connections.
 func newKafkaAdmin(cfg KafkaConfig, specs []TopicSpec) (*kafka.Client, func(), error) {
@@ -225,15 +228,36 @@ func newKafkaAdmin(cfg KafkaConfig, specs []TopicSpec) (*kafka.Client, func(), e
 	return client, func() { tr.CloseIdleConnections(); cancel() }, nil
 }
 
+// askAgain asks until there is an answer, for a cluster that is just starting; for 10 s at most, as long as ctx lasts.
+func askAgain[T any](ctx context.Context, ask func() (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(adminPause)
+	defer tick.Stop()
+	for {
+		res, err := ask()
+		if err == nil || kindOf(err) == KindAuthorization {
+			return res, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return res, err
+		}
+	}
+}
+
 // describeTopics gives those of the topics that exist.
 func describeTopics(ctx context.Context, admin *kafka.Client, specs []TopicSpec) (map[string]kafka.Topic, error) {
 	names, err := namesOf(specs)
 	if err != nil {
 		return nil, err
 	}
-	res, err := admin.Metadata(ctx, &kafka.MetadataRequest{Topics: names})
+	res, err := askAgain(ctx, func() (*kafka.MetadataResponse, error) {
+		return admin.Metadata(ctx, &kafka.MetadataRequest{Topics: names})
+	})
 	if err != nil {
-		return nil, fmt.Errorf("kafka: %w", err)
+		return nil, fmt.Errorf("kafka: looking up topics: %w", err)
 	}
 	there := make(map[string]kafka.Topic, len(res.Topics))
 	for _, t := range res.Topics {
