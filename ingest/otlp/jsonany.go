@@ -20,19 +20,11 @@ func (d *decoder) keyValue(depth int) error {
 		if !ok {
 			break
 		}
-		name, err := d.member()
+		bit, err := d.keyValueMember()
 		if err != nil {
 			return err
 		}
-		bit := 0
-		switch string(name) {
-		case "key":
-			bit = 1
-		case "value":
-			bit = 2
-		case "keyStrindex", "key_strindex":
-			bit = 4
-		default:
+		if bit == 0 {
 			if err := d.skip(0); err != nil {
 				return err
 			}
@@ -68,6 +60,26 @@ func (d *decoder) keyValue(depth int) error {
 	return nil
 }
 
+// keyValueMember reads the name of a member of a KeyValue, and gives each its bit; 0 is an unknown one.
+func (d *decoder) keyValueMember() (int, error) {
+	if d.at(`"key":`) {
+		return 1, nil
+	}
+	if d.at(`"value":`) {
+		return 2, nil
+	}
+	name, err := d.member()
+	switch string(name) {
+	case "key":
+		return 1, err
+	case "value":
+		return 2, err
+	case "keyStrindex", "key_strindex":
+		return 4, err
+	}
+	return 0, err
+}
+
 // strindex is a reference to a table of strings that only profiles have.
 var strindex = field{typ: typeInt32}
 
@@ -91,11 +103,10 @@ func (d *decoder) any(depth int) error {
 		if !ok {
 			break
 		}
-		name, err := d.member()
+		tag, err := d.anyMember()
 		if err != nil {
 			return err
 		}
-		tag := anyTag(name)
 		if tag == 0 {
 			if err := d.skip(0); err != nil {
 				return err
@@ -124,6 +135,18 @@ func (d *decoder) any(depth int) error {
 	}
 	d.dst = closeLen(d.dst, at, 1)
 	return nil
+}
+
+// anyMember reads the name of a member of an AnyValue and returns its tag, 0 for an unknown one.
+func (d *decoder) anyMember() (byte, error) {
+	if d.at(`"stringValue":`) {
+		return tagString, nil
+	}
+	if d.at(`"intValue":`) {
+		return tagInt, nil
+	}
+	name, err := d.member()
+	return anyTag(name), err
 }
 
 // anyTag is the tag of the member of an AnyValue that has this name, 0 for an unknown one.

@@ -84,6 +84,12 @@ func (w *walker) message(m *message, b []byte) error {
 		}
 		v := b[i : i+int(size)]
 		i += int(size)
+		if f.typ == typeAttribute {
+			if err := w.keyValue(v, 0, true); err != nil {
+				return err
+			}
+			continue
+		}
 		if f.data {
 			if data != 0 && data != num {
 				return malformed(m.name, TwoKinds)
@@ -102,8 +108,6 @@ func (w *walker) content(m *message, f *field, v []byte) error {
 	switch f.typ {
 	case typeUnknown, typeBytes:
 		return nil
-	case typeAttribute:
-		return w.keyValue(v, 0, true)
 	case typeMessage:
 		return w.message(f.msg, v)
 	case typeAny:
@@ -224,36 +228,18 @@ const (
 // keyValue validates a KeyValue; depth counts the AnyValues around it. attribute is false inside a kvlist, whose keys are
 // part of a value and the client's own.
 func (w *walker) keyValue(b []byte, depth int, attribute bool) error {
-	var key, value []byte
-	hasKey, hasValue := false, false
-	for i := 0; i < len(b); {
-		tag, v, next, reason := step(b, i)
-		if reason != "" {
-			return malformed("KeyValue", reason)
+	key, value, ok := plainKeyValue(b)
+	if ok {
+		if !validUTF8(key) {
+			return malformed("KeyValue", BadUTF8)
 		}
-		i = next
-		switch tag {
-		case tagKey:
-			if hasKey {
-				return malformed("KeyValue", KeyTwice)
-			}
-			if !validUTF8(v) {
-				return malformed("KeyValue", BadUTF8)
-			}
-			key, hasKey = v, true
-		case tagValue:
-			if hasValue {
-				return malformed("KeyValue", ValueTwice)
-			}
-			if err := w.any(v, depth+1); err != nil {
-				return err
-			}
-			value, hasValue = v, true
-		case tagStrindex:
-		default:
-			if tag>>3 <= 3 {
-				return malformed("KeyValue", WrongWireType)
-			}
+		if err := w.any(value, depth+1); err != nil {
+			return err
+		}
+	} else {
+		var err error
+		if key, value, err = w.oddKeyValue(b, depth); err != nil {
+			return err
 		}
 	}
 	if attribute && len(key) >= len(namespace) {
@@ -266,10 +252,65 @@ func (w *walker) keyValue(b []byte, depth int, attribute bool) error {
 	return nil
 }
 
+// plainKeyValue cuts a KeyValue of the form that nearly all have: a key and a value, each shorter than 128 bytes.
+func plainKeyValue(b []byte) ([]byte, []byte, bool) {
+	if len(b) < 4 || b[0] != tagKey || b[1] >= 0x80 {
+		return nil, nil, false
+	}
+	at := 2 + int(b[1])
+	if at+2 > len(b) || b[at] != tagValue || b[at+1] >= 0x80 || at+2+int(b[at+1]) != len(b) {
+		return nil, nil, false
+	}
+	return b[2:at], b[at+2:], true
+}
+
+// oddKeyValue validates a KeyValue of any form, and returns its key and its value.
+func (w *walker) oddKeyValue(b []byte, depth int) ([]byte, []byte, error) {
+	var key, value []byte
+	hasKey, hasValue := false, false
+	for i := 0; i < len(b); {
+		tag, v, next, reason := step(b, i)
+		if reason != "" {
+			return nil, nil, malformed("KeyValue", reason)
+		}
+		i = next
+		switch tag {
+		case tagKey:
+			if hasKey {
+				return nil, nil, malformed("KeyValue", KeyTwice)
+			}
+			if !validUTF8(v) {
+				return nil, nil, malformed("KeyValue", BadUTF8)
+			}
+			key, hasKey = v, true
+		case tagValue:
+			if hasValue {
+				return nil, nil, malformed("KeyValue", ValueTwice)
+			}
+			if err := w.any(v, depth+1); err != nil {
+				return nil, nil, err
+			}
+			value, hasValue = v, true
+		case tagStrindex:
+		default:
+			if tag>>3 <= 3 {
+				return nil, nil, malformed("KeyValue", WrongWireType)
+			}
+		}
+	}
+	return key, value, nil
+}
+
 // any validates an AnyValue that is the depth-th of those inside one another, itself included.
 func (w *walker) any(b []byte, depth int) error {
 	if depth > MaxDepth {
 		return malformed("AnyValue", TooDeep)
+	}
+	if len(b) >= 2 && b[0] == tagString && b[1] < 0x80 && int(b[1]) == len(b)-2 { // as most are
+		if !validUTF8(b[2:]) {
+			return malformed("AnyValue", BadUTF8)
+		}
+		return nil
 	}
 	set := false
 	for i := 0; i < len(b); {

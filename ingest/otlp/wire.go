@@ -54,6 +54,10 @@ func openLen(dst []byte, n int) ([]byte, int) {
 
 func closeLen(dst []byte, at, n int) []byte {
 	size := len(dst) - at - n
+	if n == 1 && size < 0x80 {
+		dst[at] = byte(size)
+		return dst
+	}
 	need := sizeUvarint(uint64(size))
 	if need > n {
 		const room = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -69,18 +73,22 @@ func closeLen(dst []byte, at, n int) []byte {
 
 // validUTF8 is utf8.Valid with the short ASCII strings of telemetry kept off the call.
 func validUTF8(b []byte) bool {
-	i := 0
-	for ; i+8 <= len(b); i += 8 {
-		if binary.LittleEndian.Uint64(b[i:])&0x8080808080808080 != 0 {
+	const highs = 0x8080808080808080
+	if len(b) < 8 {
+		for _, c := range b {
+			if c >= utf8.RuneSelf {
+				return utf8.Valid(b)
+			}
+		}
+		return true
+	}
+	last := len(b) - 8 // the word that ends the string may overlap the one before it
+	for i := 0; i < last; i += 8 {
+		if binary.LittleEndian.Uint64(b[i:])&highs != 0 {
 			return utf8.Valid(b[i:])
 		}
 	}
-	for ; i < len(b); i++ {
-		if b[i] >= utf8.RuneSelf {
-			return utf8.Valid(b[i:])
-		}
-	}
-	return true
+	return binary.LittleEndian.Uint64(b[last:])&highs == 0 || utf8.Valid(b)
 }
 
 // fields steps over the fields of one message. It is for bytes that were validated before, and stops with bad set where
