@@ -11,6 +11,7 @@
 //     different things: see [Reason].
 //   - Every Resource of the output carries the badge exactly once, whether the client sent the field once, twice (protobuf
 //     merges the two) or not at all, and no attribute position holds any other `flowstate.` key in any ASCII case.
+//   - The output is larger than the body by the badges alone, of which there are [MaxResources] at most.
 //   - Unknown fields are kept, byte for byte.
 //   - JSON becomes the same protobuf first ([JSONToProto]), so that there is one path and one set of rules.
 //
@@ -50,6 +51,10 @@ func (k Kind) String() string {
 // four; the bound keeps a hostile body from choosing how much stack the edge needs.
 const MaxDepth = 64
 
+// MaxResources is how many Resources a request may hold. A body can name one in two bytes, and each gets the badge: without
+// a bound a small request would become a payload hundreds of times its size. The Collector's batches hold 8192 records.
+const MaxResources = 1 << 15
+
 // ErrMalformed is what errors.Is finds in every refusal of this package. A client must not send the same bytes again.
 var ErrMalformed = errors.New("malformed OTLP")
 
@@ -78,6 +83,7 @@ const (
 	ValueTwice    Reason = "more than one value where one belongs"
 	TwoKinds      Reason = "a Metric with more than one kind of data"
 	IDLength      Reason = "trace ids have 16 bytes and span ids 8"
+	TooMany       Reason = "too many resources in one request"
 	MemberTwice   Reason = "a JSON member given twice"
 )
 

@@ -15,7 +15,7 @@ import (
 )
 
 // stricter are the reasons for which Rewrite may refuse what the official types accept.
-var stricter = []Reason{WrongWireType, Group, TooDeep, KeyTwice, ValueTwice, TwoKinds, IDLength}
+var stricter = []Reason{WrongWireType, Group, TooDeep, KeyTwice, ValueTwice, TwoKinds, IDLength, TooMany}
 
 // legacyTag is the tag of the scopes of old, which the official types skip and Rewrite reads.
 var legacyTag = []byte{0xc2, 0x3e}

@@ -316,3 +316,15 @@ func TestRewriteOutputIsStable(t *testing.T) {
 		}
 	}
 }
+
+func TestRewriteBoundsItsOutput(t *testing.T) {
+	one := lenField(1, lenField(2, lenField(2)))
+	_, res, err := Rewrite(nil, Logs, bytes.Repeat(one, MaxResources), testBadge(), nil)
+	if err != nil || res.Records != MaxResources {
+		t.Errorf("%+v %v", res, err)
+	}
+	var m *MalformedError
+	if _, _, err := Rewrite(nil, Logs, bytes.Repeat(one, MaxResources+1), testBadge(), nil); !errors.As(err, &m) || m.Reason != TooMany {
+		t.Error(err)
+	}
+}

@@ -1,7 +1,6 @@
 package otlp
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -9,14 +8,18 @@ import (
 // Oversize counts the records that no part could hold.
 type Oversize struct {
 	Records int
-	Largest int // bytes that the largest of them needs as a message of its own, its headers included
+	Largest int // bytes that the largest of them needs as a message of its own, its headers included; 0 where all is headers
 	Max     int // bytes that a message may have
 }
 
 // String is the sentence for the client's answer; it is "" where no record was too large.
 func (o Oversize) String() string {
-	if o.Records == 0 {
+	switch {
+	case o.Records == 0:
 		return ""
+	case o.Largest == 0:
+		return fmt.Sprintf("%d too large to be stored (their resource, scope or metric takes more than half of the %d bytes of a message)",
+			o.Records, o.Max)
 	}
 	return fmt.Sprintf("%d too large to be stored even alone (with its resource and scope the largest needs %d bytes, the limit is %d)",
 		o.Records, o.Largest, o.Max)
@@ -29,6 +32,9 @@ func (o Oversize) String() string {
 //
 // emit is called with each part and the number of records in it; a part that was cut belongs to it. An error of emit ends
 // the splitting and is returned. A record that no part can hold is counted in Oversize, and the others are still emitted.
+//
+// Where a payload has to be cut, headers may take half of max at most; what stands under larger ones is too large as well.
+// So the parts together are never more than a few times the payload, whatever a client puts into its headers.
 func SplitTo(payload []byte, kind Kind, max int, emit func(part []byte, records int) error) (Oversize, error) {
 	levels := split.logs
 	if kind == Metrics {
@@ -85,31 +91,38 @@ type splitter struct {
 }
 
 // split cuts the content b of a message whose content may have budget bytes, so that the whole part stays within max. around
-// is what the messages around it add, for the report.
+// is what the messages around it add.
 func (s *splitter) split(levels []level, b []byte, budget, around int, emit func([]byte, int) error) error {
-	header := 0
+	var header []byte
 	f := fields{b: b}
 	for f.next() {
 		if !levels[0].leads(&f) {
-			header += len(f.raw)
+			header = append(header, f.raw...)
 		}
 	}
 	if f.bad {
 		return errSplit
 	}
+	if around+len(header) > s.max/2 {
+		n, ok := countRecords(levels, b)
+		if !ok {
+			return errSplit
+		}
+		s.over.Records += n
+		return nil
+	}
 	var run [][]byte // fields that go out together
-	size, records := header, 0
+	size, records := len(header), 0
 	flush := func() error {
 		if records == 0 {
 			return nil
 		}
-		part := make([]byte, 0, size+around)
-		part = appendHeader(part, levels[0], b)
+		part := append(make([]byte, 0, size), header...)
 		for _, raw := range run {
 			part = append(part, raw...)
 		}
 		n := records
-		run, size, records = run[:0], header, 0
+		run, size, records = run[:0], len(header), 0
 		return emit(part, n)
 	}
 	for f := (fields{b: b}); f.next(); {
@@ -128,44 +141,31 @@ func (s *splitter) split(levels []level, b []byte, budget, around int, emit func
 				return err
 			}
 		}
-		if header+len(f.raw) <= budget {
+		if len(header)+len(f.raw) <= budget {
 			run = append(run, f.raw)
 			size += len(f.raw)
 			records += n
 			continue
 		}
-		if err := s.descend(levels, b, &f, header, budget, around, emit); err != nil {
+		if err := s.descend(levels, header, &f, budget, around, emit); err != nil {
 			return err
 		}
 	}
 	return flush()
 }
 
-// descend cuts the one field f of b, which is too large even if it goes out alone under b's header.
-func (s *splitter) descend(levels []level, b []byte, f *fields, header, budget, around int, emit func([]byte, int) error) error {
+// descend cuts the one field f, which is too large even if it goes out alone under its header.
+func (s *splitter) descend(levels []level, header []byte, f *fields, budget, around int, emit func([]byte, int) error) error {
 	if len(levels) == 1 {
 		s.over.Records++
-		s.over.Largest = max(s.over.Largest, around+header+len(f.raw))
+		s.over.Largest = max(s.over.Largest, around+len(header)+len(f.raw))
 		return nil
 	}
-	// The tag is one byte; a part is no larger than the field it is cut from, so its length takes no more bytes than now.
+	// A part is no larger than the field that it is cut from, so its tag and length take no more bytes than they do now.
 	frame := len(f.raw) - len(f.val)
 	num := f.num
-	return s.split(levels[1:], f.val, budget-header-frame, around+header+frame, func(inner []byte, records int) error {
-		part := make([]byte, 0, around+header+frame+len(inner))
-		part = appendHeader(part, levels[0], b)
-		part = appendTag(part, num, wireBytes)
-		part = binary.AppendUvarint(part, uint64(len(inner)))
-		part = append(part, inner...)
-		return emit(part, records)
+	return s.split(levels[1:], f.val, budget-len(header)-frame, around+len(header)+frame, func(inner []byte, records int) error {
+		part := append(make([]byte, 0, len(header)+frame+len(inner)), header...)
+		return emit(appendBytesField(part, num, inner), records)
 	})
-}
-
-func appendHeader(dst []byte, l level, b []byte) []byte {
-	for f := (fields{b: b}); f.next(); {
-		if !l.leads(&f) {
-			dst = append(dst, f.raw...)
-		}
-	}
-	return dst
 }

@@ -98,7 +98,7 @@ func TestSplitTo(t *testing.T) {
 				if limit > 2500 && over.Records > 0 {
 					t.Errorf("%v", over)
 				}
-				if (over.Records > 0) != (over.Largest > limit) || (over.Records > 0) != (over.String() != "") {
+				if (over.Records > 0) != (over.Largest > limit || limit < 1500) || (over.Records > 0) != (over.String() != "") {
 					t.Errorf("%+v %q", over, over)
 				}
 				i := 0
@@ -195,5 +195,22 @@ func TestSplitPartsAreTheReceivers(t *testing.T) {
 		if !bytes.Equal(parts[i], copies[i]) {
 			t.Fatal("a part changed after it was given away")
 		}
+	}
+}
+
+// TestSplitToBoundsItsWork: a header that fills a message would be repeated for each record under it.
+func TestSplitToBoundsItsWork(t *testing.T) {
+	req := agentLogs(500)
+	req.ResourceLogs[0].Resource.Attributes = append(req.ResourceLogs[0].Resource.Attributes, str("huge", strings.Repeat("x", 9000)))
+	req.ResourceLogs = append(req.ResourceLogs, agentLogs(3).ResourceLogs...)
+	payload, _, _ := Rewrite(nil, Logs, marshal(t, req), testBadge(), nil)
+	records := 0
+	over, err := SplitTo(payload, Logs, 12000, func(_ []byte, n int) error { records += n; return nil })
+	if err != nil || records != 3 || over.Records != 500 || over.Largest != 0 || !strings.Contains(over.String(), "more than half of the 12000") {
+		t.Errorf("%d records, %+v, %v", records, over, err)
+	}
+	sent, parts := 0, 0
+	if over, err = SplitTo(payload, Logs, 20000, func(part []byte, n int) error { sent += len(part); parts++; return nil }); err != nil || over.Records != 0 || sent > 3*len(payload) {
+		t.Errorf("%d bytes in %d parts of %d: %+v %v", sent, parts, len(payload), over, err)
 	}
 }

@@ -27,7 +27,9 @@ func (w *walker) message(m *message, b []byte) error {
 		w.records++
 	}
 	if m.container {
-		w.resources++
+		if w.resources++; w.resources > MaxResources {
+			return malformed(m.name, TooMany)
+		}
 	}
 	data := uint64(0)
 	for i := 0; i < len(b); {
