@@ -120,22 +120,27 @@ func (q *quarantine) close() {
 func (l *Log) quarantineDamage(s *segment, f io.ReaderAt, it found) error {
 	path := filepath.Join(l.park.dir, fmt.Sprintf("damaged-%s-%d.bin", s.name(), it.off))
 	_, err := os.Stat(path)
-	if err != nil {
+	known := err == nil
+	if !known {
 		err = l.copyDamage(path, f, it)
 		if err != nil {
 			l.cfg.Logger.Error("spool: damage not copied to the quarantine", "segment", s.name(), "offset", it.off, "bytes", it.size, "error", err)
 			return fmt.Errorf("spool: quarantine: %w", err)
 		}
-		l.metrics.damagedRecords.Add(float64(it.lost))
-		l.metrics.damagedBytes.Add(float64(it.size))
-		l.cfg.Logger.Error("spool: damage skipped", "segment", s.name(), "offset", it.off, "bytes", it.size, "records_lost", it.lost, "copy", path)
 	}
+	lost := uint64(0)
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	for i := range it.lost {
 		if s.done.set(it.seq - s.first + i) {
 			s.finished++
+			lost++
 		}
+	}
+	l.mu.Unlock()
+	if !known {
+		l.metrics.damagedRecords.Add(float64(lost))
+		l.metrics.damagedBytes.Add(float64(it.size))
+		l.cfg.Logger.Error("spool: damage skipped", "segment", s.name(), "offset", it.off, "bytes", it.size, "records_lost", lost, "copy", path)
 	}
 	return nil
 }

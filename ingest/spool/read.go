@@ -113,7 +113,7 @@ func (l *Log) nextRecord(r *reader, pass func(string, []byte) bool) (found, Reco
 			continue
 		case it.damaged || it.torn:
 			// What is torn has been cut or lies behind the end: here it is damage too.
-			err = l.lose(r.seg, r.f, it)
+			err = l.lose(r, it)
 			if err != nil {
 				return found{}, Record{}, err
 			}
@@ -124,7 +124,7 @@ func (l *Log) nextRecord(r *reader, pass func(string, []byte) bool) (found, Reco
 		p, err := parsePayload(it.payload)
 		if err != nil {
 			it.damaged, it.lost = true, 1
-			err = l.lose(r.seg, r.f, it)
+			err = l.lose(r, it)
 			if err != nil {
 				return found{}, Record{}, err
 			}
@@ -146,7 +146,7 @@ func (l *Log) position(r *reader) bool {
 	for {
 		if r.seg != nil {
 			r.scan.end = r.seg.end
-			if r.f != nil && r.scan.off < r.scan.end && r.seg.live() > 0 {
+			if r.f != nil && (r.scan.off < r.scan.end || r.scan.unchecked.size > 0) && r.seg.live() > 0 {
 				return true
 			}
 			if !r.seg.sealed {
@@ -201,13 +201,16 @@ func (l *Log) unreadable(r *reader, err error) {
 }
 
 // lose quarantines damaged bytes and finishes the records that stood there.
-func (l *Log) lose(s *segment, f *os.File, it found) error {
+func (l *Log) lose(r *reader, it found) error {
+	s := r.seg
 	l.mu.Lock()
 	if it.lost == 0 && it.off+it.size == s.end {
+		// Nothing that follows tells how many, but what was appended does.
 		it.lost = s.first + s.n - min(it.seq, s.first+s.n)
+		r.scan.next = it.seq + it.lost
 	}
 	l.mu.Unlock()
-	err := l.quarantineDamage(s, f, it)
+	err := l.quarantineDamage(s, r.f, it)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,12 @@ import (
 	"io"
 )
 
-const scanWindow = 256 << 10
+const (
+	scanWindow = 256 << 10
+	// maxGap is the number of records that may be missing between two frames whatever the bytes between them could hold. It is there so that one
+	// wrong number cannot make the rest of a segment count as lost, and is about what a segment can hold.
+	maxGap = 1 << 21
+)
 
 // A scanner walks the frames of one segment. What it returns borrows its window until the next call.
 type scanner struct {
@@ -17,6 +22,12 @@ type scanner struct {
 	want     func(seq uint64) bool // whose payloads to read and check; nil: none
 	buf      []byte                // the window: what the file holds from bufOff on
 	bufOff   int64
+
+	// The frame before off if its payload was not checked. If it was changed in length, off is a wrong place.
+	unchecked struct {
+		off, size int64
+		crc       uint32
+	}
 }
 
 // A found is what the scanner met: a record, or bytes that are none.
@@ -34,34 +45,48 @@ type found struct {
 // scan returns what stands at the scanner's place and moves behind it. The error is io.EOF at the end or what the file answered; then the place is
 // unchanged.
 func (s *scanner) scan() (found, error) {
-	if s.off >= s.end {
-		return found{}, io.EOF
+	left := max(0, s.end-s.off)
+	var h frameHeader
+	ok := false
+	if left >= frameHeaderSize {
+		b, err := s.bytes(s.off, frameHeaderSize)
+		if err != nil {
+			return found{}, err
+		}
+		h, ok = parseFrameHeader(b, s.salt)
 	}
-	left := s.end - s.off
-	if left < frameHeaderSize {
-		return s.tail(true), nil
-	}
-	b, err := s.bytes(s.off, frameHeaderSize)
-	if err != nil {
-		return found{}, err
-	}
-	h, ok := parseFrameHeader(b, s.salt)
 	if !ok || h.seq != s.next {
-		return s.resync()
+		it, ok, err := s.stepBack()
+		switch {
+		case ok || err != nil:
+			return it, err
+		case left == 0:
+			return found{}, io.EOF
+		case left < frameHeaderSize:
+			return s.tail(true), nil
+		}
+		return s.resync(s.next)
 	}
 	size := frameHeaderSize + int64(h.length)
 	if size > left {
-		return s.tail(true), nil
+		it, err := s.resync(h.seq + 1)
+		if err == nil && s.off == s.end {
+			it.torn, it.damaged = true, false // it was cut off, not shortened
+		}
+		return it, err
 	}
 	it := found{off: s.off, size: size, seq: h.seq, at: h.at, rest: h.rest}
+	s.unchecked.off, s.unchecked.size, s.unchecked.crc = s.off, size, h.payloadCRC
 	if s.want != nil && s.want(h.seq) {
-		b, err = s.bytes(s.off, int(size))
+		b, err := s.bytes(s.off, int(size))
 		if err != nil {
 			return found{}, err
 		}
 		it.payload = b[frameHeaderSize:size]
+		s.unchecked.size = 0
 		if crc32.Checksum(it.payload, castagnoli) != h.payloadCRC {
-			it.damaged, it.lost = true, 1
+			// Its length says where the next frame is, but bytes may be missing: look for it.
+			return s.resync(h.seq + 1)
 		}
 	}
 	s.off += size
@@ -76,8 +101,29 @@ func (s *scanner) tail(torn bool) found {
 	return it
 }
 
-// resync looks for the next frame behind bytes that are none.
-func (s *scanner) resync() (found, error) {
+// stepBack is for a scanner that stands before bytes that are no frame: if the payload of the frame before does not check, it looks for the next frame
+// from there. It reports false, and stays, if that is not why.
+func (s *scanner) stepBack() (found, bool, error) {
+	u, here := s.unchecked, s.off
+	s.unchecked.size = 0
+	if u.size == 0 {
+		return found{}, false, nil
+	}
+	b, err := s.bytes(u.off, int(u.size))
+	if err != nil || crc32.Checksum(b[frameHeaderSize:u.size], castagnoli) == u.crc {
+		return found{}, false, err
+	}
+	s.off = u.off + frameHeaderSize
+	it, err := s.resync(s.next)
+	if err != nil || s.off == s.end {
+		s.off = here
+		return found{}, false, err
+	}
+	return it, true, nil
+}
+
+// resync looks behind the scanner's place for the next frame, whose number is at least least.
+func (s *scanner) resync(least uint64) (found, error) {
 	zeros := true
 	for p := s.off; s.end-p >= frameHeaderSize; {
 		n := int(min(s.end-p, scanWindow))
@@ -95,8 +141,7 @@ func (s *scanner) resync() (found, error) {
 			i += j
 			at := p + int64(i)
 			h, ok := parseFrameHeader(b[i:], s.salt)
-			// A frame takes its header at least, so a number too far ahead is no frame of this place.
-			if !ok || at == s.off || h.seq < s.next || h.seq-s.next > uint64(at-s.off)/frameHeaderSize {
+			if !ok || h.seq < least || h.seq-s.next > max(maxGap, uint64(at-s.off)/frameHeaderSize) {
 				continue
 			}
 			it := found{off: s.off, size: at - s.off, seq: s.next, damaged: true, lost: h.seq - s.next}
