@@ -283,4 +283,3 @@ func (tb *tab) holds(state string) {
 		tb.Errorf("%s: the page is wider than the window: %s", state, wide)
 	}
 }
-

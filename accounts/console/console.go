@@ -170,7 +170,10 @@ func (v *visit) by(c *Console, r *http.Request) accounts.By {
 }
 
 // What a page can answer instead of itself. Everything else is a 500.
-var errNotFound = errors.New("no such page")
+var (
+	errNotFound    = errors.New("no such page")
+	errCrossOrigin = errors.New("posted from another origin")
+)
 
 // A deniedError is a page that the admin may not open.
 type deniedError struct{ permission auth.Permission }
@@ -246,6 +249,10 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, v *visit, err err
 		p.Headline = "There is nothing here"
 		p.Happened = "The address is mistyped, or what it led to belongs to another organisation."
 		p.Safe = "Deleted accounts keep their page, so this was not one of yours."
+	case errors.Is(err, errCrossOrigin):
+		status = http.StatusForbidden
+		p.Title, p.Headline, p.Drawing = "Refused", "That came from another site", "lock"
+		p.Happened, p.Safe = "A page of another site sent this form in your name, which is refused.", "Nothing was changed."
 	case errors.As(err, &tooLarge):
 		status = http.StatusRequestEntityTooLarge
 		p.Title, p.Headline = "Too much text", "The form is too large"

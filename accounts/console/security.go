@@ -25,7 +25,7 @@ const maxForm = 128 << 10
 func (c *Console) wrap(next http.Handler) http.Handler {
 	protection := http.NewCrossOriginProtection()
 	protection.SetDenyHandler(c.open(func(http.ResponseWriter, *http.Request, *visit) error {
-		return &badRequestError{text: "The form was sent from another site’s page, which is refused."}
+		return errCrossOrigin
 	}))
 	next = protection.Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -109,12 +109,14 @@ func withoutKeys(u *url.URL) (string, bool) {
 	if !strings.Contains(u.RawQuery, "_") {
 		return "", false
 	}
-	query, found := u.Query(), false
-	for _, values := range query {
-		for i, value := range values {
-			if short := cutKeys(value); short != value {
-				values[i], found = short, true
-			}
+	query, found := url.Values{}, false
+	for name, values := range u.Query() {
+		short := cutKeys(name)
+		found = found || short != name
+		for _, value := range values {
+			cut := cutKeys(value)
+			found = found || cut != value
+			query.Add(short, cut)
 		}
 	}
 	if !found {
