@@ -21,13 +21,7 @@ func (c *Chain) Authenticate(ctx context.Context, cred Credentials, remote netip
 		case final: // neither a wrong secret nor a revoked key ever becomes good, so nobody needs to be asked
 			c.metrics.l1Hit.Inc()
 			return c.judge(e, &cred, remote, now)
-		case c.behind(id, e):
-		case c.fresh(e, now):
-			c.metrics.l1Hit.Inc()
-			return c.judge(e, &cred, remote, now)
-		case now < e.grace:
-			c.metrics.l1Stale.Inc()
-			c.noteStale(now)
+		case c.servable(flightKey{id: id, hash: cred.Key.Hash}, e, now, remote):
 			return c.judge(e, &cred, remote, now)
 		}
 	}
@@ -53,6 +47,28 @@ func (c *Chain) AuthenticateHeaders(ctx context.Context, flowstateKey, authoriza
 		return Identity{}, c.refuse(Refusal{Reason: Malformed, Remote: remote})
 	}
 	return c.Authenticate(ctx, cred, remote)
+}
+
+// servable reports whether the entry in L1 answers without a look-up that the request waits for: it is fresh, or Truth
+// failed to say more within the last two graces. In the second of these Truth is asked again meanwhile, so that requests
+// of a busy key do not wait for the time-outs of a slow database each second.
+func (c *Chain) servable(k flightKey, e *entry, now int64, remote netip.Addr) bool {
+	switch {
+	case c.behind(k.id, e):
+		return false
+	case c.fresh(e, now):
+		c.metrics.l1Hit.Inc()
+		return true
+	case now >= e.grace+int64(c.cfg.Bounds.Grace) || now-c.lastGood(e) > int64(c.cfg.MaxStale):
+		return false
+	case now >= e.grace:
+		if f, leader, ok := c.flights.join(k); ok && leader {
+			go c.fly(f, k, remote)
+		}
+	}
+	c.metrics.l1Stale.Inc()
+	c.noteStale(now)
+	return true
 }
 
 // judge compares the secret first, so that who does not hold it learns nothing else about the key.

@@ -14,7 +14,7 @@ type entry struct {
 	checked int64 // chain time when the statement began with which Truth answered
 	vouched int64 // chain time until which a feed is known to have held nothing newer; at least checked
 	oldest  int64 // chain time after which the feed's word is not enough any more
-	grace   int64 // chain time until which the entry may be served though it is stale; 0 for none
+	grace   int64 // chain time until which a failure of Truth is new enough not to try again; 0 for none
 }
 
 // A miss remembers that a prefix did not exist.

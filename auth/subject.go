@@ -141,11 +141,11 @@ func (c *Chain) askSubjectKey(ctx context.Context, k subjectKey) (string, error)
 
 // principal returns the principal of a key that is not revoked, without anybody showing the key.
 func (c *Chain) principal(ctx context.Context, id PublicID) (*Principal, error) {
-	now := c.clock()
+	k := flightKey{id: id}
 	e, ok := c.l1.GetIfPresent(id)
-	if !ok || c.behind(id, e) || !(c.fresh(e, now) || now < e.grace) {
+	if !ok || !c.servable(k, e, c.clock(), netip.Addr{}) {
 		var err error
-		e, err = c.lookUp(ctx, flightKey{id: id}, netip.Addr{})
+		e, err = c.lookUp(ctx, k, netip.Addr{})
 		if err != nil {
 			return nil, err
 		}
