@@ -1,10 +1,8 @@
 package spool
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -55,8 +53,8 @@ func (q *quarantine) write(records []Record, note string) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := q.log.cfg.Now()
-	err := os.Mkdir(q.dir, 0o700)
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	err := makeDir(q.dir)
+	if err != nil {
 		return err
 	}
 	// Only for as long as it takes, so that an operator can drain the quarantine of a running edge.
@@ -146,8 +144,8 @@ func (l *Log) quarantineDamage(s *segment, f io.ReaderAt, it found) error {
 }
 
 func (l *Log) copyDamage(path string, f io.ReaderAt, it found) error {
-	err := os.Mkdir(l.park.dir, 0o700)
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	err := makeDir(l.park.dir)
+	if err != nil {
 		return err
 	}
 	tmp := path + ".tmp"

@@ -90,7 +90,10 @@ func open(cfg Config, sync func(*os.File) error) (*Log, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	err := os.MkdirAll(cfg.Dir, 0o700)
+	dir, err := filepath.Abs(cfg.Dir)
+	if err == nil {
+		err = makeDir(dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}

@@ -86,7 +86,7 @@ func segmentFiles(t *testing.T, dir string) []string {
 }
 
 func TestRoundTrip(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "spool")
+	dir := filepath.Join(t.TempDir(), "made", "spool")
 	l := mustOpen(t, Config{Dir: dir})
 	at := time.UnixMilli(1_790_000_000_123)
 	full := Entry{
@@ -319,6 +319,20 @@ sluice_spool_refused_total{reason="write_failed"} 0
 
 	l = mustOpen(t, Config{Dir: t.TempDir(), MinFreeBytes: 1 << 60})
 	refuse(ErrFull, entry("t", "k", "v"))
+}
+
+func TestOpenRefuses(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	err := os.WriteFile(file, nil, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{file, filepath.Join(file, "below"), "/proc/no-such-place"} {
+		_, err = Open(Config{Dir: dir})
+		if err == nil {
+			t.Fatalf("%s was opened", dir)
+		}
+	}
 }
 
 func TestLock(t *testing.T) {
