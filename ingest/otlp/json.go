@@ -136,8 +136,6 @@ func (d *decoder) value(f *field) error {
 		return d.any(1)
 	case typeString, typeEventName, typeEntityKey:
 		return d.text()
-	case typeBytes:
-		return d.base64()
 	case typeTraceID, typeSpanID:
 		d.dst, at = openLen(d.dst, room)
 		if err := d.id(f.typ); err != nil {

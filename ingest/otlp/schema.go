@@ -10,7 +10,6 @@ const (
 	typeString
 	typeEntityKey // names an attribute of the Resource
 	typeEventName
-	typeBytes
 	typeTraceID
 	typeSpanID
 	typeMessage

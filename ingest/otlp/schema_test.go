@@ -42,7 +42,7 @@ func sameType(t *testing.T, m *message, f *field, fd protoreflect.FieldDescripto
 	t.Helper()
 	kinds := map[fieldType]protoreflect.Kind{
 		typeString: protoreflect.StringKind, typeEntityKey: protoreflect.StringKind, typeEventName: protoreflect.StringKind,
-		typeBytes: protoreflect.BytesKind, typeTraceID: protoreflect.BytesKind, typeSpanID: protoreflect.BytesKind,
+		typeTraceID: protoreflect.BytesKind, typeSpanID: protoreflect.BytesKind,
 		typeMessage: protoreflect.MessageKind, typeAttribute: protoreflect.MessageKind, typeAny: protoreflect.MessageKind,
 		typeBool: protoreflect.BoolKind, typeInt32: protoreflect.Int32Kind, typeSint32: protoreflect.Sint32Kind,
 		typeUint32: protoreflect.Uint32Kind, typeEnum: protoreflect.EnumKind, typeFixed32: protoreflect.Fixed32Kind,

@@ -103,6 +103,18 @@ func TestSignalsAreMovedNotCopied(t *testing.T) {
 	}
 }
 
+func TestSignalsInTheScopesOfOld(t *testing.T) {
+	record := lenField(2, lenField(12, []byte(signalEvent)))
+	other := lenField(2, lenField(3, []byte("INFO")))
+	_, res := checkRewrite(t, Logs, lenField(1, lenField(legacyScopes, record, other)))
+	if res != (Result{Records: 1, Signals: 1}) {
+		t.Errorf("%+v", res)
+	}
+	if out, res := checkRewrite(t, Logs, lenField(1, lenField(legacyScopes, record))); out != nil || res.Records != 0 {
+		t.Errorf("%+v", res)
+	}
+}
+
 func TestSpansAndMetricsHaveNoSignals(t *testing.T) {
 	req := agentSpans(1)
 	req.ResourceSpans[0].ScopeSpans[0].Spans[0].Attributes = []*common.KeyValue{str("event.name", signalEvent)}

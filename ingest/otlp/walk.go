@@ -108,7 +108,7 @@ func (w *walker) message(m *message, b []byte) error {
 // content validates the length-delimited value v of field f.
 func (w *walker) content(m *message, f *field, v []byte) error {
 	switch f.typ {
-	case typeUnknown, typeBytes:
+	case typeUnknown:
 		return nil
 	case typeMessage:
 		return w.message(f.msg, v)
