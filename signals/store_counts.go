@@ -1,0 +1,186 @@
+package signals
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// MaxCounted is where Unacknowledged stops counting: a page says "999+".
+const MaxCounted = 1_000
+
+// Unacknowledged counts open alerts of WARN and above, up to MaxCounted.
+func (s *Store) Unacknowledged(ctx context.Context, org string) (int, error) {
+	var n int
+	err := s.r.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM alerts WHERE org = $1 AND open = TRUE AND severity = 'BLOCK' LIMIT $2) AS b)
+		+ (SELECT COUNT(*) FROM (SELECT 1 FROM alerts WHERE org = $1 AND open = TRUE AND severity = 'WARN' LIMIT $2) AS w)`, org, MaxCounted).Scan(&n)
+	return min(n, MaxCounted), wrap("count alerts", err)
+}
+
+// A Bucket is one bar of a histogram.
+type Bucket struct {
+	At    time.Time `json:"at"` // where it begins
+	Info  int       `json:"info"`
+	Warn  int       `json:"warn"`
+	Block int       `json:"block"`
+}
+
+// Histogram counts the alerts of a filter over time, in n equal buckets from f.Since to f.Until, which must be set.
+// Sort, Cursor and Limit of f say nothing here.
+func (s *Store) Histogram(ctx context.Context, org string, f AlertFilter, n int) ([]Bucket, error) {
+	f.Sort, f.Cursor, f.Limit = "", "", 0
+	q, err := ask(org, f)
+	if err != nil {
+		return nil, err
+	}
+	span := q.until - q.since
+	if q.since == 0 || span <= 0 || n < 1 || n > 500 {
+		return nil, fmt.Errorf("%w: a histogram needs since before until, and 1 to 500 buckets", ErrBadQuestion)
+	}
+	width := (span + int64(n) - 1) / int64(n)
+	buckets := make([]Bucket, n)
+	for i := range buckets {
+		buckets[i].At = fromMilli(q.since + int64(i)*width)
+	}
+	var a args
+	var branches []string
+	dimension, values := q.dimension(q.types)
+	for _, severity := range q.severities {
+		for _, open := range q.opens {
+			for _, value := range values {
+				w := q.where(&a, open, severity, dimension, value, q.types)
+				branches = append(branches, fmt.Sprintf(`SELECT %d AS loudness, (detected_at - %s) / %s AS bucket, COUNT(*) AS n FROM alerts WHERE %s GROUP BY 2`,
+					severity.rank(), `CAST(`+a.add(q.since)+` AS BIGINT)`, `CAST(`+a.add(width)+` AS BIGINT)`, w))
+			}
+		}
+	}
+	rows, err := s.r.QueryContext(ctx, strings.Join(branches, ` UNION ALL `), a...)
+	if err != nil {
+		return nil, wrap("count alerts", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var loudness, bucket, count int
+		if err := rows.Scan(&loudness, &bucket, &count); err != nil {
+			return nil, wrap("count alerts", err)
+		}
+		switch loudness {
+		case 1:
+			buckets[bucket].Info += count
+		case 2:
+			buckets[bucket].Warn += count
+		case 3:
+			buckets[bucket].Block += count
+		}
+	}
+	return buckets, wrap("count alerts", rows.Err())
+}
+
+// Arrived lists alerts stored at or after since, the earliest first, at most limit: what is new for a page that is open.
+// Several consumers commit out of order, so ask again for the last few seconds and know what you have by id.
+func (s *Store) Arrived(ctx context.Context, org string, since time.Time, limit int) ([]Alert, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT `+alertColumns+` FROM alerts WHERE org = $1 AND stored_at >= $2 ORDER BY stored_at, id LIMIT $3`, org, milli(since), limit)
+	if err != nil {
+		return nil, wrap("list new alerts", err)
+	}
+	defer rows.Close()
+	out := []Alert{}
+	for rows.Next() {
+		alert, err := scanAlert(rows.Scan)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, alert)
+	}
+	return out, wrap("list new alerts", rows.Err())
+}
+
+// Each calls visit for the alerts of org that were stored at or after since, the newest first, until it returns false or
+// most were visited. It reports whether there were more. What a simulation looks at.
+func (s *Store) Each(ctx context.Context, org string, since time.Time, most int, visit func(*Alert) bool) (bool, error) {
+	const page = 500
+	at, id := int64(1)<<62, ""
+	for seen := 0; ; {
+		rows, err := s.r.QueryContext(ctx, `SELECT `+alertColumns+` FROM alerts WHERE org = $1 AND stored_at >= $2 AND (stored_at, id) < ($3, $4) ORDER BY stored_at DESC, id DESC LIMIT $5`,
+			org, milli(since), at, id, page)
+		if err != nil {
+			return false, wrap("read alerts", err)
+		}
+		n := 0
+		for rows.Next() {
+			alert, err := scanAlert(rows.Scan)
+			if err != nil {
+				_ = rows.Close() // the scan's error says more
+				return false, err
+			}
+			if seen == most {
+				return true, rows.Close()
+			}
+			n++
+			seen++
+			at, id = milli(alert.StoredAt), alert.Event.ID
+			if !visit(&alert) {
+				return false, rows.Close()
+			}
+		}
+		if err := rows.Err(); err != nil {
+			return false, wrap("read alerts", err)
+		}
+		if n < page {
+			return false, nil
+		}
+	}
+}
+
+// A Drop counts signals that the filter dropped.
+type Drop struct {
+	Org         string
+	SubjectKind string
+	SubjectID   string
+	Type        string
+	Reason      Reason
+	Count       int64
+	LastAt      time.Time
+}
+
+// day is the number of a day since 1970.
+func day(t time.Time) int64 { return t.Unix() / 86_400 }
+
+// AddDrops adds counts to those of the day of each LastAt.
+func (s *Store) AddDrops(ctx context.Context, drops []Drop) error {
+	return s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		for _, d := range drops {
+			_, err := tx.ExecContext(ctx, `INSERT INTO signal_drops (org, subject_kind, subject_id, type, reason, day, count, last_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+				ON CONFLICT (org, subject_kind, subject_id, type, reason, day) DO UPDATE SET count = signal_drops.count + EXCLUDED.count,
+				last_at = CASE WHEN EXCLUDED.last_at > signal_drops.last_at THEN EXCLUDED.last_at ELSE signal_drops.last_at END`,
+				d.Org, d.SubjectKind, d.SubjectID, d.Type, string(d.Reason), day(d.LastAt), d.Count, milli(d.LastAt))
+			if err != nil {
+				return wrap("count drops", err)
+			}
+		}
+		return nil
+	})
+}
+
+// Drops sums what the filter dropped of one subject since a day, by type and reason.
+func (s *Store) Drops(ctx context.Context, org, kind, id string, since time.Time) ([]Drop, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT type, reason, CAST(SUM(count) AS BIGINT), MAX(last_at) FROM signal_drops
+		WHERE org = $1 AND subject_kind = $2 AND subject_id = $3 AND day >= $4 GROUP BY type, reason ORDER BY type, reason`, org, kind, id, day(since))
+	if err != nil {
+		return nil, wrap("read drops", err)
+	}
+	defer rows.Close()
+	out := []Drop{}
+	for rows.Next() {
+		d := Drop{Org: org, SubjectKind: kind, SubjectID: id}
+		var last int64
+		if err := rows.Scan(&d.Type, &d.Reason, &d.Count, &last); err != nil {
+			return nil, wrap("read drops", err)
+		}
+		d.LastAt = fromMilli(last)
+		out = append(out, d)
+	}
+	return out, wrap("read drops", rows.Err())
+}
