@@ -50,6 +50,14 @@ func (d Dialect) forUpdate(table string) string {
 	return ``
 }
 
+// elements is the rows of a JSON array given as a text, as t with a column value.
+func (d Dialect) elements(param string) string {
+	if d == Postgres {
+		return `json_array_elements(CAST(` + param + ` AS JSON)) AS t (value)`
+	}
+	return `json_each(` + param + `) AS t`
+}
+
 type errClass uint8
 
 const (

@@ -3,9 +3,9 @@ package accounts
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -98,7 +98,7 @@ func (s *Store) ForgetEdge(ctx context.Context, edgeID string) error {
 }
 
 const (
-	// stampChunk keeps a statement below SQLite's 32,766 parameters, at three a key.
+	// stampChunk bounds how long one transaction holds the rows, which edits of these accounts wait for.
 	stampChunk = 8_000
 	// pollEdges is how often ConfirmRevocation looks.
 	pollEdges = 20 * time.Millisecond
@@ -139,43 +139,33 @@ func mergeStamps(stamps []auth.Stamp) []auth.Stamp {
 }
 
 func (t *tx) stamp(ctx context.Context, stamps []auth.Stamp) error {
-	args := make([]any, 0, 3*len(stamps))
-	var values strings.Builder
+	// One parameter whatever their number, so that there is one statement to prepare; and SQLite's parameters cost time by their square.
+	rows := make([][3]any, len(stamps))
 	for i, st := range stamps {
-		n := 3 * i
-		// PostgreSQL takes the types of the whole list from its first row.
-		format := [3]string{"$", "$", "$"}
-		end := [3]string{"", "", ""}
-		if i == 0 {
-			format, end = [3]string{"CAST($", "CAST($", "CAST($"}, [3]string{" AS TEXT)", " AS BIGINT)", " AS BIGINT)"}
-		} else {
-			values.WriteString(", ")
-		}
-		for j := range 3 {
-			values.WriteString([3]string{"(", ", ", ", "}[j])
-			values.WriteString(format[j])
-			values.WriteString(strconv.Itoa(n + j + 1))
-			values.WriteString(end[j])
-		}
-		values.WriteString(")")
-		args = append(args, st.Prefix, st.First.UnixMilli(), st.Last.UnixMilli())
+		rows[i] = [3]any{st.Prefix, st.First.UnixMilli(), st.Last.UnixMilli()}
 	}
-	with := `WITH v (prefix, first_at, last_at) AS (VALUES ` + values.String() + `) `
+	list, err := json.Marshal(rows)
+	if err != nil {
+		return wrap("write the stamps", err)
+	}
+	with := `WITH v (prefix, first_at, last_at) AS (SELECT t.value ->> 0, CAST(t.value ->> 1 AS BIGINT), CAST(t.value ->> 2 AS BIGINT) FROM ` +
+		t.dialect.elements("$1") + `) `
 	const widen = ` DO UPDATE SET
 		first_at = CASE WHEN excluded.first_at < T.first_at OR T.first_at = 0 THEN excluded.first_at ELSE T.first_at END,
 		last_at = CASE WHEN excluded.last_at > T.last_at THEN excluded.last_at ELSE T.last_at END
 		WHERE excluded.first_at < T.first_at OR excluded.last_at > T.last_at OR T.first_at = 0`
-	_, err := t.ExecContext(ctx, with+`INSERT INTO seen (prefix, first_at, last_at)
-		SELECT k.prefix, v.first_at, v.last_at FROM v JOIN keys k ON k.prefix = v.prefix WHERE TRUE ORDER BY k.prefix
-		ON CONFLICT (prefix)`+strings.ReplaceAll(widen, "T.", "seen."), args...)
+	// CROSS JOIN makes SQLite begin with v: its planner thinks nothing of reading all keys, with v inside.
+	_, err = t.ExecContext(ctx, with+`INSERT INTO seen (prefix, first_at, last_at)
+		SELECT k.prefix, v.first_at, v.last_at FROM v CROSS JOIN keys k WHERE k.prefix = v.prefix ORDER BY k.prefix
+		ON CONFLICT (prefix)`+strings.ReplaceAll(widen, "T.", "seen."), string(list))
 	if err != nil {
 		return wrap("stamp the keys", err)
 	}
 	_, err = t.ExecContext(ctx, with+`INSERT INTO account_seen (account_id, org, live, environment, first_at, last_at)
 		SELECT a.id, a.org, a.live, a.environment, MIN(v.first_at), MAX(v.last_at)
-		FROM v JOIN keys k ON k.prefix = v.prefix JOIN service_accounts a ON a.id = k.subject_id
-		WHERE k.kind = 'service_account' GROUP BY a.id, a.org, a.live, a.environment ORDER BY a.id
-		ON CONFLICT (account_id)`+strings.ReplaceAll(widen, "T.", "account_seen."), args...)
+		FROM v CROSS JOIN keys k CROSS JOIN service_accounts a
+		WHERE k.prefix = v.prefix AND k.kind = 'service_account' AND a.id = k.subject_id GROUP BY a.id, a.org, a.live, a.environment ORDER BY a.id
+		ON CONFLICT (account_id)`+strings.ReplaceAll(widen, "T.", "account_seen."), string(list))
 	return wrap("stamp the accounts", err)
 }
 
