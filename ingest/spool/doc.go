@@ -33,8 +33,8 @@
 //
 // The rest is the number of records of the same call behind this one; 0 marks the call complete. Sequence numbers are contiguous
 // inside a segment. The header crc covers the 32 bytes before it and starts from the segment's random salt: what a sender
-// puts into a message can therefore not pass for a frame when a scan looks for the next one behind damage. A header that checks gives
-// the frame's length even if its payload does not, and a candidate for a frame costs 36 bytes to refuse, so scans are linear.
+// puts into a message can therefore not pass for a frame when a scan looks for the next one behind damage. A candidate
+// for a frame costs 36 bytes to refuse, so scans are linear. Behind a frame whose payload does not check the next one is looked for by its magic.
 //
 // The payload is topic, key, number of headers, each header's key and value, value, note. Each string is a uvarint and its bytes; the uvarint
 // is the length plus one, and zero means null. The partition is not stored: the topic may have grown when the record is sent. The note is
