@@ -380,61 +380,53 @@ func TestProduceKafkaAway(t *testing.T) {
 	}
 }
 
-func TestCloseFlushes(t *testing.T) {
-	c := newFake(t)
-	p := startProducer(t, brokersOf(c))
-	c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 2})
-	var wg sync.WaitGroup
-	for i := range 20 {
-		wg.Go(func() {
-			if err := produceOne(p, fmt.Sprint(i), fmt.Sprint(i)); err != nil {
-				t.Error(err)
-			}
-		})
+// A broker that comes back where it was, its log kept, needs no restart of ours.
+func TestProduceKafkaRestarts(t *testing.T) {
+	dir := t.TempDir()
+	c := newFake(t, kfake.DataDir(dir))
+	cfg := brokersOf(c)
+	cfg.Timeout = 500 * time.Millisecond
+	p := startProducer(t, cfg)
+	if err := produceOne(p, "k", "before"); err != nil {
+		t.Fatal(err)
 	}
-	eventually(t, "the calls are in", func() bool {
-		return p.undecided()+int(testutil.ToFloat64(p.metrics.byTopic[testTopic].messages)) == 20
-	})
-	if err := p.Close(context.Background()); err != nil {
-		t.Error(err)
-	}
-	wg.Wait()
-	if got := len(read(t, c.ListenAddrs(), testTopic, 20)); got != 20 {
-		t.Errorf("%d records, want 20", got)
-	}
-	if err := produceOne(p, "k", "v"); !errors.Is(err, ErrProducerClosed) || !errors.Is(err, ErrKafkaUnavailable) {
-		t.Errorf("after Close: %v", err)
+	_, port, _ := strings.Cut(c.ListenAddrs()[0], ":")
+	var n int
+	fmt.Sscan(port, &n)
+	c.Close()
+	wantUnavailable(t, produceOne(p, "k", "meanwhile"), KindConnection)
+	newFake(t, kfake.DataDir(dir), kfake.Ports(n))
+	eventually(t, "calls go through again", func() bool { return produceOne(p, "k", "after") == nil })
+	eventually(t, "healthy", func() bool { return p.Healthy() == nil })
+	seen := valuesOf(read(t, cfg.Brokers, testTopic, 2))
+	if seen["before"] != 1 || seen["after"] != 1 {
+		t.Errorf("the log holds %v", seen)
 	}
 }
 
-func TestCloseGivesUp(t *testing.T) {
+func TestProduceTopicGrows(t *testing.T) {
 	c := newFake(t)
-	f := newFreezer(c)
 	p := startProducer(t, brokersOf(c))
-	if err := produceOne(p, "k", "warm"); err != nil {
+	if err := produceOne(p, keyIn(5, 6), "v"); err != nil {
 		t.Fatal(err)
 	}
-	f.frozen[0].Store(true)
-	errs := make(chan error, 10)
-	for range cap(errs) {
-		go func() { errs <- produceOne(p, "k", "v") }()
+	cl := &kafka.Client{Addr: kafka.TCP(c.ListenAddrs()...), Transport: &kafka.Transport{MetadataTTL: time.Second}}
+	res, err := cl.CreatePartitions(context.Background(), &kafka.CreatePartitionsRequest{Topics: []kafka.TopicPartitionsConfig{{Name: testTopic, Count: 9}}})
+	if err != nil || res.Errors[testTopic] != nil {
+		t.Fatal(err, res)
 	}
-	eventually(t, "the calls are in", func() bool { return p.undecided() == cap(errs) })
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-	defer cancel()
-	began := time.Now()
-	if err := p.Close(ctx); !errors.Is(err, ErrKafkaUnavailable) {
-		t.Errorf("Close: %v", err)
-	}
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("Close took %v", took)
-	}
-	for range cap(errs) {
-		if err := <-errs; !errors.Is(err, ErrKafkaUnavailable) {
-			t.Errorf("got %v", err)
+	eventually(t, "the new partitions are used", func() bool {
+		if err := p.Ping(context.Background()); err != nil {
+			t.Fatal(err)
 		}
+		return len(p.view.Load().topics[testTopic].parts) == 9
+	})
+	if err := produceOne(p, keyIn(8, 9), "w"); err != nil {
+		t.Fatal(err)
 	}
-	if p.inFlight.Load() != 0 {
-		t.Errorf("%d bytes still in flight", p.inFlight.Load())
+	for _, r := range read(t, c.ListenAddrs(), testTopic, 2) {
+		if string(r.Value) == "w" && r.Partition != 8 {
+			t.Errorf("in partition %d", r.Partition)
+		}
 	}
 }
