@@ -292,3 +292,5 @@ func (s *site) find(t *testing.T, q string) accounts.Account {
 	}
 	return p.Items[0]
 }
+
+var filterAll = accounts.AccountFilter{State: accounts.StateAll}

@@ -6,15 +6,20 @@
   const all = (sel, from = document) => [...from.querySelectorAll(sel)];
   const on = (type, fn, opts) => document.addEventListener(type, fn, opts);
 
-  // A full key pasted anywhere but into a reveal is cut to its prefix: the rest never leaves this page.
-  const fullKey = /\b(f[spda][kt]_[0-9A-Za-z]{12})_[0-9A-Za-z]*/g;
-  const cut = (input) => {
-    if (input.type === "password") return;
-    const short = input.value.replace(fullKey, "$1");
+  // A key pasted anywhere is cut to its prefix: the rest never leaves this page. While one types, only a whole key is
+  // cut, so that no half of it is taken for another word; before a form goes out, whatever is left of one.
+  const wholeKey = /\b(f[spda][kt]_[0-9A-Za-z]{12})_[0-9A-Za-z]{49,}/g;
+  const secretPart = /\b(f[spda][kt]_[0-9A-Za-z]{12})_[0-9A-Za-z]*/g;
+  const cut = (input, expression) => {
+    if (input.type === "password" || input.type === "hidden") return;
+    const short = input.value.replace(expression, "$1");
     if (short !== input.value) input.value = short;
   };
-  on("input", (e) => e.target.matches("input, textarea") && cut(e.target));
-  on("submit", (e) => all("input, textarea", e.target).forEach(cut), true);
+  on("input", (e) => {
+    if (!e.target.matches("input, textarea")) return;
+    cut(e.target, /^insertFrom(Paste|Drop)/.test(e.inputType || "") ? secretPart : wholeKey);
+  });
+  on("submit", (e) => all("input, textarea", e.target).forEach((input) => cut(input, secretPart)), true);
 
   const say = (text, near) => {
     const dialog = near && near.closest("dialog");
@@ -78,6 +83,11 @@
   // takes only the dialog from it, so that the list below keeps its place.
   const overlay = $("#overlay");
   let opener = null;
+  let here = location.pathname + location.search;
+  const address = (how, state, url) => {
+    history[how](state, "", url);
+    here = location.pathname + location.search;
+  };
   const modal = (dialog) => {
     dialog.removeAttribute("open");
     dialog.showModal();
@@ -98,7 +108,7 @@
     const dialog = $("dialog[data-modal]", overlay);
     if (!dialog) return;
     if (history.state && history.state.overlay) return history.back();
-    history.replaceState(null, "", dialog.dataset.modal);
+    address("replaceState", null, dialog.dataset.modal);
     drop();
   };
   const open = async (link) => {
@@ -110,7 +120,7 @@
       const dialog = $("#overlay dialog[data-modal]", page);
       if (!answer.ok || answer.redirected || !dialog) throw new Error("no dialog");
       overlay.replaceChildren(document.adoptNode(dialog));
-      history.pushState({ overlay: true }, "", link.href);
+      address("pushState", { overlay: true }, link.href);
       modal(dialog);
     } catch {
       location.assign(link.href);
@@ -133,6 +143,8 @@
     if (dialog.hasAttribute("data-modal")) closeOverlay(); else dialog.close();
   });
   addEventListener("popstate", (e) => {
+    if (here === location.pathname + location.search) return; // within the page
+    here = location.pathname + location.search;
     if (e.state && e.state.overlay) return location.reload();
     if ($("dialog[data-modal]", overlay)) drop(); else location.reload();
   });
@@ -153,7 +165,7 @@
       const row = $(`[data-account="${CSS.escape(dialog.dataset.reveal)}"] a`);
       (row || $("#main")).focus();
     };
-    history.replaceState(null, "", dialog.dataset.modal); // a reload shows the list, not this answer again
+    address("replaceState", null, dialog.dataset.modal); // a reload shows the list, not this answer again
     addEventListener("beforeunload", warn);
     addEventListener("pagehide", wipe);
     const arm = () => done.setAttribute("aria-disabled", String(!saved.checked));
@@ -261,7 +273,7 @@
   }), 30000);
 
   // A one-time link is used up by posting; its secret leaves the address bar and the history at once.
-  if ($("[data-forget-address]")) history.replaceState(null, "", location.pathname);
+  if ($("[data-forget-address]")) address("replaceState", null, location.pathname);
 
   wire(document);
   const dialog = $("dialog[data-modal]", overlay);
