@@ -127,15 +127,14 @@ func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []by
 	var raised []signals.Raised
 	var badgeBuf [512]byte
 	badge := appendBadge(badgeBuf[:0], id.Principal, received)
-	// One allocation for the payload that leaves, with room for the badge in a few resources.
-	dst := make([]byte, 0, len(raw)+2*len(badge)+64)
 	var ordinals signals.Ordinals
-	out, result, err := otlp.Rewrite(dst, rt.payload, raw, badge, func(s *otlp.SignalRecord) {
+	out, result, err := otlp.Rewrite(nil, rt.payload, raw, badge, func(s *otlp.SignalRecord) {
 		raised = append(raised, raisedFrom(s, len(raised), &ordinals))
 	})
 	if err != nil {
 		return nil, &refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP export request: " + err.Error()}
 	}
+	e.ledger.forged.Add(float64(result.Stripped))
 	if result.Records > 0 {
 		e.addPayload(b, id.Principal, rt, raw, out, result.Records)
 	}

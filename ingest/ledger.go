@@ -73,6 +73,7 @@ type ledger struct {
 	children sync.Map // requestKey → prometheus.Counter; its keys come from closed lists only
 	duration *prometheus.HistogramVec
 	byKind   map[string]prometheus.Observer
+	forged   prometheus.Counter
 }
 
 type outcomeKey struct {
@@ -110,8 +111,12 @@ func newLedger(reg prometheus.Registerer) *ledger {
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 4, 8},
 		}, []string{"kind"}),
 		byKind: map[string]prometheus.Observer{},
+		forged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_ingest_forged_attributes_total",
+			Help: "Attributes under flowstate. that clients sent and the edge removed.",
+		}),
 	}
-	reg.MustRegister(received, outcomes, l.requests, l.duration)
+	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged)
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
 		l.received[kind] = received.WithLabelValues(kind)
 		for outcome, reasons := range signals.Reasons {

@@ -133,31 +133,40 @@ func (s *Server) write(ctx *fasthttp.RequestCtx, r *request, res response) {
 
 // remote is the sender's address: the connection's, or what a trusted proxy says it is.
 func (s *Server) remote(ctx *fasthttp.RequestCtx) netip.Addr {
-	ap, err := netip.ParseAddrPort(ctx.RemoteAddr().String())
-	if err != nil {
+	tcp, ok := ctx.RemoteAddr().(*net.TCPAddr)
+	if !ok {
 		return netip.Addr{}
 	}
-	addr := ap.Addr().Unmap()
-	if len(s.cfg.TrustedProxies) == 0 || !s.trusted(addr) {
+	forwarded := ""
+	if len(s.cfg.TrustedProxies) > 0 {
+		forwarded = string(ctx.Request.Header.Peek("X-Forwarded-For"))
+	}
+	return ClientAddr(tcp.AddrPort().Addr(), forwarded, s.cfg.TrustedProxies)
+}
+
+// ClientAddr is who sent a request that came from addr with this X-Forwarded-For: addr itself, unless it is one of our own proxies. Then it is the
+// first address from the right that is not; what stands further left the sender may have made up.
+func ClientAddr(addr netip.Addr, forwarded string, proxies []netip.Prefix) netip.Addr {
+	addr = addr.Unmap()
+	if !trusted(addr, proxies) {
 		return addr
 	}
-	// From the right: the first address that is not one of our own proxies is the sender.
-	hops := strings.Split(string(ctx.Request.Header.Peek("X-Forwarded-For")), ",")
+	hops := strings.Split(forwarded, ",")
 	for i := len(hops) - 1; i >= 0; i-- {
 		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
 		if err != nil {
 			return addr
 		}
 		addr = hop.Unmap()
-		if !s.trusted(addr) {
+		if !trusted(addr, proxies) {
 			return addr
 		}
 	}
 	return addr
 }
 
-func (s *Server) trusted(a netip.Addr) bool {
-	for _, p := range s.cfg.TrustedProxies {
+func trusted(a netip.Addr, proxies []netip.Prefix) bool {
+	for _, p := range proxies {
 		if p.Contains(a) {
 			return true
 		}

@@ -142,6 +142,10 @@ func (d *dev) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	link, err := p.store.CreateLink(ctx, devBy, auth.Admin{Org: demoOrg, Actor: "sluice dev", Permissions: auth.AllPermissions()}, devLinkTTL)
+	if err != nil {
+		return err
+	}
 	defer os.Remove(runFilePath(d.cfg.dataDir))
 	return p.run(ctx, func(ctx context.Context) error {
 		run := &runFile{
@@ -151,7 +155,7 @@ func (d *dev) run(ctx context.Context) error {
 		if err := run.write(d.cfg.dataDir); err != nil {
 			return err
 		}
-		if err := d.announce(run, seeded); err != nil {
+		if err := d.announce(run, seeded, run.Admin+"/sign-in/once?token="+link); err != nil {
 			return err
 		}
 		if !d.json {
@@ -223,6 +227,9 @@ func seed(ctx context.Context, store *accounts.Store) (seeding, error) {
 	return seeding{accountID: account.ID}, err
 }
 
+// devLinkTTL is how long the one-time link to the console is good: a day at the desk.
+const devLinkTTL = 24 * time.Hour
+
 // devTokenName is the name of the admin tokens that dev makes for itself, one a start.
 const devTokenName = "sluice dev"
 
@@ -243,7 +250,7 @@ func devToken(ctx context.Context, store *accounts.Store) (string, error) {
 	return raw, err
 }
 
-func (d *dev) announce(run *runFile, s seeding) error {
+func (d *dev) announce(run *runFile, s seeding, link string) error {
 	if d.json {
 		return json.NewEncoder(d.out).Encode(struct {
 			Edge        string `json:"edge"`
@@ -256,11 +263,12 @@ func (d *dev) announce(run *runFile, s seeding) error {
 			Key         string `json:"key"`
 			AdminToken  string `json:"admin_token"`
 			ConsoleLink string `json:"console_link"`
-		}{run.Edge, run.GRPC, run.Admin, run.Ops, run.Kafka, run.Org, s.accountID, s.key, run.AdminToken, ""})
+		}{run.Edge, run.GRPC, run.Admin, run.Ops, run.Kafka, run.Org, s.accountID, s.key, run.AdminToken, link})
 	}
 	fmt.Fprintf(d.out, "Sluice is ready; its data is in %s.\n\n", d.cfg.dataDir)
 	for _, row := range [][2]string{
-		{"Edge", run.Edge + "  (OTLP/HTTP and JSON signals)"}, {"Admin API", run.Admin + "/api/v1"}, {"Admin token", run.AdminToken},
+		{"Edge", run.Edge + "  (OTLP/HTTP and JSON signals)"}, {"Console", link + "  (works once)"},
+		{"Admin API", run.Admin + "/api/v1"}, {"Admin token", run.AdminToken},
 		{"Ops", run.Ops + "/metrics"}, {"Kafka", run.Kafka}, {"Org", run.Org},
 	} {
 		fmt.Fprintf(d.out, "  %-16s %s\n", row[0], row[1])

@@ -41,7 +41,7 @@ func newKeysCreate() *cobra.Command {
 	cmd := &cobra.Command{Use: "create", Short: "Create a person's or a detector's key and print it, once", Args: cobra.NoArgs,
 		Long: "Create the telemetry key of a person (--person alice@example.com) or of a detector (--detector pii-scanner). A service account's key comes with the account."}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		in := map[string]any{"kind": "person", "name": person}
+		in := map[string]any{"kind": "person", "id": person}
 		switch {
 		case (person == "") == (detector == ""):
 			return usagef("give --person or --detector")
@@ -50,8 +50,7 @@ func newKeysCreate() *cobra.Command {
 		}
 		return a.do(cmd, "POST", "/api/v1/keys", in, func(w io.Writer, raw json.RawMessage) error {
 			var out struct {
-				Key    string  `json:"key"`
-				Record keyView `json:"record"`
+				Key string `json:"key"`
 			}
 			if err := json.Unmarshal(raw, &out); err != nil {
 				return err

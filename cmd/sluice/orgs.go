@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
@@ -22,9 +24,9 @@ import (
 // openStore opens the database itself: PostgreSQL with --postgres-url, else the SQLite file of --data-dir, which a running sluice dev shares.
 func openStore(ctx context.Context, c *config) (*accounts.Store, func(), error) {
 	if c.postgresURL != "" {
-		writer, reader, err := accounts.OpenPostgres(c.postgresURL)
+		writer, reader, err := openPostgres(c.postgresURL)
 		if err != nil {
-			return nil, nil, usagef("--postgres-url: %w", err)
+			return nil, nil, err
 		}
 		store := accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres})
 		return store, func() { writer.Close(); reader.Close() }, nil
@@ -45,6 +47,18 @@ func openStore(ctx context.Context, c *config) (*accounts.Store, func(), error) 
 	}
 	store := accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.SQLite})
 	return store, func() { writer.Close(); reader.Close() }, nil
+}
+
+// openPostgres opens the pools. What is wrong with the URL is said without a word of it: it holds a password.
+func openPostgres(raw string) (*sql.DB, *sql.DB, error) {
+	u, err := url.Parse(raw)
+	if err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") {
+		writer, reader, err := accounts.OpenPostgres(raw)
+		if err == nil {
+			return writer, reader, nil
+		}
+	}
+	return nil, nil, usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
 }
 
 // ensureFirstOrg makes org where there is none at all yet; an unknown one is an error later on.

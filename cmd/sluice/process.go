@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"flowstate.inc/sluice/accounts"
+	"flowstate.inc/sluice/accounts/console"
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/ingest"
 	"flowstate.inc/sluice/signals"
@@ -94,7 +96,9 @@ func (p *process) wire() error {
 		}
 	}
 	if p.runs(roleAdmin) {
-		p.wireAdmin()
+		if err := p.wireAdmin(); err != nil {
+			return err
+		}
 	}
 	p.ops = &http.Server{Handler: p.opsHandler(), ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	return nil
@@ -146,16 +150,42 @@ func (p *process) wireEdge() error {
 	return nil
 }
 
-func (p *process) wireAdmin() {
+func (p *process) wireAdmin() error {
+	proxies, err := p.cfg.proxies()
+	if err != nil {
+		return err
+	}
+	from := clientIP(proxies)
+	edgeURL := p.cfg.edgeURL
+	if p.edgeLn != nil {
+		edgeURL = publicURL(edgeURL, p.edgeLn.Addr())
+	}
 	api := accounts.NewAPI(accounts.APIConfig{
-		Store:        p.store,
-		Authenticate: p.store.AuthenticateRequest,
-		Logger:       p.log,
+		Store: p.store, Authenticate: p.store.AuthenticateRequest, Logger: p.log, Registerer: p.reg, ClientIP: from,
 	})
+	pages, err := console.New(console.Config{
+		Store: p.store, EdgeURL: edgeURL, URL: p.cfg.consoleURL, ClientIP: from, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/api/v1/", api)
+	mux.Handle("/", pages)
 	p.admin = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
+	return nil
+}
+
+// clientIP is where an admin's request came from: the connection's address, or what a trusted proxy says it is.
+func clientIP(proxies []netip.Prefix) func(*http.Request) string {
+	return func(r *http.Request) string {
+		ap, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil {
+			return ""
+		}
+		return ingest.ClientAddr(ap.Addr(), r.Header.Get("X-Forwarded-For"), proxies).String()
+	}
 }
 
 // run serves until ctx ends, then stops in order: no new requests, what was taken is finished and acknowledged, the stamps are written.

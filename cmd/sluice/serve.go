@@ -41,9 +41,9 @@ func newServeCommand() *cobra.Command {
 				return usagef("--redis-url: %w", err)
 			}
 			defer shared.Close()
-			writer, reader, err := accounts.OpenPostgres(cfg.postgresURL)
+			writer, reader, err := openPostgres(cfg.postgresURL)
 			if err != nil {
-				return usagef("--postgres-url: %w", err)
+				return err
 			}
 			defer writer.Close()
 			defer reader.Close()
@@ -55,7 +55,7 @@ func newServeCommand() *cobra.Command {
 			defer stopListening()
 			p.wake, err = accounts.Listen(listenCtx, cfg.postgresURL, log)
 			if err != nil {
-				return usagef("--postgres-url: %w", err)
+				return usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
 			}
 			p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
 			if err := p.wire(); err != nil {
@@ -103,9 +103,9 @@ func newMigrateCommand() *cobra.Command {
 			}
 			out := cmd.OutOrStdout()
 			if cfg.postgresURL != "" {
-				writer, reader, err := accounts.OpenPostgres(cfg.postgresURL)
+				writer, reader, err := openPostgres(cfg.postgresURL)
 				if err != nil {
-					return usagef("--postgres-url: %w", err)
+					return err
 				}
 				defer writer.Close()
 				defer reader.Close()
