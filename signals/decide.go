@@ -68,8 +68,12 @@ type Verdict struct {
 	Reason  Reason  // "" while Accepted: InKafka or InSpool is the sink's to say
 	Detail  string  // for the sender of an invalid or unavailable signal: what is wrong
 	Type    string  // normalised where it could be, else as sent, at most 64 bytes; never lends bytes of the request
+	About   About   // whose signal it is, where that was settled: the service account behind a session or turn, else the subject
 	Event   *Event  // nil unless Accepted
 }
+
+// An About names the subject of a verdict.
+type About struct{ Kind, ID string }
 
 // Decide works in the order of the design: subject, applies to this kind?, abuse detection, policy, severity, badge.
 // p is the authenticated principal, receivedAt when the edge had the whole request. Only what a detector says of others
@@ -84,13 +88,14 @@ func (d *Decider) Decide(ctx context.Context, p *auth.Principal, r *Raised, rece
 		bad.Type = st.Type
 		return *bad
 	}
+	about := s.about()
 	switch {
 	case st.AppliesTo == Persons && !s.isPerson():
-		return Verdict{Outcome: Filtered, Reason: PersonsOnly, Type: st.Type}
+		return Verdict{Outcome: Filtered, Reason: PersonsOnly, Type: st.Type, About: about}
 	case st.AppliesTo == Services && s.isPerson():
-		return Verdict{Outcome: Filtered, Reason: ServicesOnly, Type: st.Type}
+		return Verdict{Outcome: Filtered, Reason: ServicesOnly, Type: st.Type, About: about}
 	case st.Type == AbusePattern && s.service != nil && !s.service.AbuseDetection:
-		return Verdict{Outcome: Filtered, Reason: AbuseDetectionOff, Type: st.Type}
+		return Verdict{Outcome: Filtered, Reason: AbuseDetectionOff, Type: st.Type, About: about}
 	}
 	e := &Event{
 		ID:           eventID(p.Org, s.kind, s.id, r.identity),
@@ -121,7 +126,7 @@ func (d *Decider) Decide(ctx context.Context, p *auth.Principal, r *Raised, rece
 		e.Rule = d.cfg.Policy(e)
 	}
 	e.Severity = d.severity(e)
-	return Verdict{Outcome: Accepted, Type: st.Type, Event: e}
+	return Verdict{Outcome: Accepted, Type: st.Type, About: about, Event: e}
 }
 
 // severity is the rule's where one decided, else the base, capped by the environment of the service.

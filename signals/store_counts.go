@@ -1,9 +1,11 @@
 package signals
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -161,6 +163,14 @@ func (s *Store) AddDrops(ctx context.Context, drops []Drop) error {
 			}
 		}
 		return nil
+	})
+}
+
+// sortDrops brings drops into one order for everybody, so that two edges that add the same rows never deadlock.
+func sortDrops(drops []Drop) {
+	slices.SortFunc(drops, func(a, b Drop) int {
+		return cmp.Or(strings.Compare(a.Org, b.Org), strings.Compare(a.SubjectKind, b.SubjectKind), strings.Compare(a.SubjectID, b.SubjectID),
+			strings.Compare(a.Type, b.Type), strings.Compare(string(a.Reason), string(b.Reason)), a.LastAt.Compare(b.LastAt))
 	})
 }
 

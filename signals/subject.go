@@ -30,6 +30,14 @@ func (s *subject) isPerson() bool {
 	return s.kind == string(auth.KindPerson) || s.ownerID != "" && (s.kind == kindSession || s.kind == kindTurn)
 }
 
+// about is whose page a verdict belongs on.
+func (s *subject) about() About {
+	if s.service != nil {
+		return About{Kind: string(s.service.Kind), ID: s.service.ID}
+	}
+	return About{Kind: s.kind, ID: s.id}
+}
+
 func (s *subject) label() string {
 	switch {
 	case s.kind == string(auth.KindServiceAccount) && s.service != nil:

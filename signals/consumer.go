@@ -1,0 +1,294 @@
+package signals
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
+)
+
+// ConsumerConfig is what a Consumer is made of. Brokers, Store, DeadLetter and Logger are required.
+type ConsumerConfig struct {
+	Brokers []string
+	Dialer  *kafka.Dialer // for TLS and SASL; nil: plain
+	Topic   string        // default ai_signals
+	Group   string        // default sluice-alerts
+	Store   *Store
+
+	// DeadLetter keeps a message that can never be read. It returns nil only when the message is acknowledged by all in-sync
+	// replicas of the dead letters' topic: the offset is committed after that.
+	DeadLetter func(ctx context.Context, m DeadLetter) error
+
+	Batch  int           // most messages in one transaction; default 500
+	Linger time.Duration // how long a batch waits to become full; default 20 ms
+	// SessionTimeout is how long the partitions of a consumer that died are idle. Default 6 s, the shortest that brokers take
+	// unless group.min.session.timeout.ms says otherwise.
+	SessionTimeout time.Duration
+
+	Registerer prometheus.Registerer
+	Logger     *slog.Logger
+}
+
+// A DeadLetter is a message that could not be read, as it was, with headers that say where it stood and why it is here.
+type DeadLetter struct {
+	Key     []byte
+	Value   []byte
+	Headers []Header
+}
+
+// A Consumer moves signals from Kafka into Alerts, each exactly once by its id. Offsets are committed after the store, so a
+// crash at any moment only means that some messages are read again. While the store is away it waits, reads nothing
+// further and stays in its group.
+type Consumer struct {
+	cfg     ConsumerConfig
+	metrics consumerMetrics
+	lag     map[int]int64 // by partition, as of its last message
+}
+
+type consumerMetrics struct {
+	stored, duplicate, dead prometheus.Counter
+	storeFails, deadFails   prometheus.Counter
+	commitFails             prometheus.Counter
+	paused, lag             prometheus.Gauge
+	delay                   prometheus.Histogram
+}
+
+// NewConsumer returns a Consumer that has not connected yet.
+func NewConsumer(cfg ConsumerConfig) *Consumer {
+	if cfg.Topic == "" {
+		cfg.Topic = "ai_signals"
+	}
+	if cfg.Group == "" {
+		cfg.Group = "sluice-alerts"
+	}
+	if cfg.Batch == 0 {
+		cfg.Batch = 500
+	}
+	if cfg.Linger == 0 {
+		cfg.Linger = 20 * time.Millisecond
+	}
+	if cfg.SessionTimeout == 0 {
+		cfg.SessionTimeout = 6 * time.Second
+	}
+	messages := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_alerts_messages_total",
+		Help: "Messages of the signals topic that are settled, by what became of them."}, []string{"outcome"})
+	fails := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_alerts_failures_total",
+		Help: "Tries of the alerts consumer that failed and are repeated, by step."}, []string{"step"})
+	m := consumerMetrics{
+		stored: messages.WithLabelValues("stored"), duplicate: messages.WithLabelValues("duplicate"), dead: messages.WithLabelValues("dead_lettered"),
+		storeFails: fails.WithLabelValues("store"), deadFails: fails.WithLabelValues("dead_letter"), commitFails: fails.WithLabelValues("commit"),
+		paused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_alerts_paused", Help: "1 while the alerts consumer waits for its store or for the dead letters' topic."}),
+		lag:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_alerts_lag_messages", Help: "Messages of this consumer's partitions that it has not settled, as of the last it read."}),
+		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sluice_alerts_delay_seconds",
+			Help: "Time from the edge's receipt of a signal to its row in Alerts.",
+			// Live pages promise two seconds; what was spooled or waited for a store comes hours later.
+			Buckets: []float64{.05, .1, .25, .5, 1, 2, 5, 15, 60, 600, 3600, 14400}}),
+	}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(messages, fails, m.paused, m.lag, m.delay)
+	}
+	return &Consumer{cfg: cfg, metrics: m, lag: map[int]int64{}}
+}
+
+const (
+	retryMin = 200 * time.Millisecond
+	retryMax = 10 * time.Second
+	// lastCommit bounds the commit of what was stored when the consumer is told to stop.
+	lastCommit = 2 * time.Second
+)
+
+// Run consumes until ctx ends, and then leaves the group. It returns ctx's error.
+func (c *Consumer) Run(ctx context.Context) error {
+	logf := func(level slog.Level) kafka.LoggerFunc {
+		return func(format string, a ...any) {
+			c.cfg.Logger.Log(ctx, level, "alerts consumer: "+fmt.Sprintf(format, a...))
+		}
+	}
+	r := kafka.NewReader(kafka.ReaderConfig{
+		Brokers: c.cfg.Brokers, Dialer: c.cfg.Dialer, Topic: c.cfg.Topic, GroupID: c.cfg.Group,
+		StartOffset: kafka.FirstOffset, // a group that is new has missed nothing
+		MinBytes:    1, MaxBytes: 16 << 20, MaxWait: time.Second, QueueCapacity: 2 * c.cfg.Batch,
+		JoinGroupBackoff: 200 * time.Millisecond, // its default of 5 s is what a first start would wait
+		SessionTimeout:   c.cfg.SessionTimeout, HeartbeatInterval: c.cfg.SessionTimeout / 3, RebalanceTimeout: c.cfg.SessionTimeout,
+		WatchPartitionChanges: true, PartitionWatchInterval: 5 * time.Second,
+		ReadBackoffMin: 50 * time.Millisecond, ReadBackoffMax: time.Second,
+		ErrorLogger: logf(slog.LevelWarn),
+	})
+	defer func() {
+		if err := r.Close(); err != nil {
+			c.cfg.Logger.Warn("alerts consumer did not leave its group", "err", err)
+		}
+	}()
+	for {
+		batch, err := c.fetch(ctx, r)
+		if len(batch) == 0 {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			c.cfg.Logger.Warn("alerts consumer cannot read", "err", err)
+			if !pause(ctx, retryMin) {
+				return ctx.Err()
+			}
+			continue
+		}
+		if !c.settle(ctx, batch) {
+			return ctx.Err()
+		}
+		c.commit(ctx, r, batch)
+	}
+}
+
+// fetch waits for a message and takes what comes within the linger.
+func (c *Consumer) fetch(ctx context.Context, r *kafka.Reader) ([]kafka.Message, error) {
+	m, err := r.FetchMessage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	batch := []kafka.Message{m}
+	soon, cancel := context.WithTimeout(ctx, c.cfg.Linger)
+	defer cancel()
+	for len(batch) < c.cfg.Batch {
+		m, err := r.FetchMessage(soon)
+		if err != nil {
+			break // the linger is over; a real error comes again
+		}
+		batch = append(batch, m)
+	}
+	return batch, nil
+}
+
+// settle stores what is an event and keeps what is none as a dead letter. It returns false only when ctx ended before all was
+// settled; then nothing of the batch is committed.
+func (c *Consumer) settle(ctx context.Context, batch []kafka.Message) bool {
+	good := make([]Received, 0, len(batch))
+	from := make([]kafka.Message, 0, len(batch))
+	for _, m := range batch {
+		e, err := DecodeEvent(m.Value)
+		if err != nil {
+			if !c.bury(ctx, m, err) {
+				return false
+			}
+			continue
+		}
+		good, from = append(good, Received{e, m.Value}), append(from, m)
+	}
+	err := c.store(ctx, good)
+	if !errors.Is(err, ErrNotAnEvent) {
+		return err == nil
+	}
+	// One of them can never be stored: one by one, the others pass.
+	for i := range good {
+		err := c.store(ctx, good[i:i+1])
+		switch {
+		case errors.Is(err, ErrNotAnEvent):
+			if !c.bury(ctx, from[i], err) {
+				return false
+			}
+		case err != nil:
+			return false
+		}
+	}
+	return true
+}
+
+// store puts events into the store, again and again until it takes them. Its errors are ErrNotAnEvent and ctx's.
+func (c *Consumer) store(ctx context.Context, batch []Received) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	wait := retryMin
+	for {
+		n, err := c.cfg.Store.Put(ctx, batch)
+		if err == nil {
+			c.metrics.paused.Set(0)
+			c.metrics.stored.Add(float64(n))
+			c.metrics.duplicate.Add(float64(len(batch) - n))
+			now := time.Now()
+			for _, r := range batch {
+				c.metrics.delay.Observe(now.Sub(r.Event.ReceivedAt).Seconds())
+			}
+			return nil
+		}
+		if errors.Is(err, ErrNotAnEvent) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		c.metrics.storeFails.Inc()
+		c.metrics.paused.Set(1)
+		c.cfg.Logger.Warn("alerts cannot be stored; the consumer waits", "err", err, "signals", len(batch), "wait", wait)
+		if !pause(ctx, wait) {
+			return ctx.Err()
+		}
+		wait = min(2*wait, retryMax)
+	}
+}
+
+// bury keeps a message that can never be read, until that is acknowledged. It returns false when ctx ended before.
+func (c *Consumer) bury(ctx context.Context, m kafka.Message, why error) bool {
+	d := DeadLetter{Key: m.Key, Value: m.Value}
+	for _, h := range m.Headers {
+		d.Headers = append(d.Headers, Header{h.Key, h.Value})
+	}
+	d.Headers = append(d.Headers,
+		Header{"sluice-dead-reason", []byte(why.Error())}, Header{"sluice-dead-topic", []byte(m.Topic)},
+		Header{"sluice-dead-partition", []byte(strconv.Itoa(m.Partition))}, Header{"sluice-dead-offset", []byte(strconv.FormatInt(m.Offset, 10))})
+	wait := retryMin
+	for {
+		err := c.cfg.DeadLetter(ctx, d)
+		if err == nil {
+			c.metrics.paused.Set(0)
+			c.metrics.dead.Inc()
+			c.cfg.Logger.Error("signal cannot be read; it is in the dead letters", "partition", m.Partition, "offset", m.Offset, "err", why)
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		c.metrics.deadFails.Inc()
+		c.metrics.paused.Set(1)
+		c.cfg.Logger.Warn("dead letter cannot be kept; the consumer waits", "err", err, "wait", wait)
+		if !pause(ctx, wait) {
+			return false
+		}
+		wait = min(2*wait, retryMax)
+	}
+}
+
+// commit says that a batch is settled. One that fails is read again by whoever has the partition next, and stored once all
+// the same. What was stored just as ctx ended is committed too.
+func (c *Consumer) commit(ctx context.Context, r *kafka.Reader, batch []kafka.Message) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastCommit)
+	defer cancel()
+	if err := r.CommitMessages(ctx, batch...); err != nil {
+		c.metrics.commitFails.Inc()
+		c.cfg.Logger.Warn("offsets cannot be committed; these messages may be read again", "err", err, "messages", len(batch))
+	}
+	for _, m := range batch {
+		c.lag[m.Partition] = max(0, m.HighWaterMark-m.Offset-1)
+	}
+	var lag int64
+	for _, n := range c.lag {
+		lag += n
+	}
+	c.metrics.lag.Set(float64(lag))
+}
+
+// pause waits, a little more or less so that several consumers do not knock at once. It returns false when ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d/2 + rand.N(d))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

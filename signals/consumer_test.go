@@ -1,0 +1,411 @@
+package signals
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
+)
+
+// A stream is one topic on a Kafka, for one test.
+type stream struct {
+	brokers []string
+	topic   string
+	writer  *kafka.Writer
+}
+
+// eachKafka runs f on kfake, and on the brokers of TEST_KAFKA_BROKERS when it names some. SLUICE_REQUIRE_SERVICES=1 makes their absence a failure.
+func eachKafka(t *testing.T, f func(t *testing.T, s *stream)) {
+	t.Helper()
+	t.Run("kfake", func(t *testing.T) { f(t, fakeStream(t)) })
+	if os.Getenv("TEST_KAFKA_BROKERS") == "" {
+		if os.Getenv("SLUICE_REQUIRE_SERVICES") == "1" {
+			t.Error("TEST_KAFKA_BROKERS is not set")
+		}
+		return
+	}
+	t.Run("kafka", func(t *testing.T) { f(t, newStream(t, strings.Split(os.Getenv("TEST_KAFKA_BROKERS"), ","))) })
+}
+
+func fakeStream(t *testing.T) *stream {
+	t.Helper()
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.GroupMinSessionTimeout(500*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return newStream(t, c.ListenAddrs())
+}
+
+func newStream(t *testing.T, brokers []string) *stream {
+	t.Helper()
+	var b [6]byte
+	_, _ = rand.Read(b[:])
+	s := &stream{brokers: brokers, topic: "signals_test_" + hex.EncodeToString(b[:])}
+	client := &kafka.Client{Addr: kafka.TCP(brokers...)}
+	_, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: s.topic, NumPartitions: 3, ReplicationFactor: 1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.writer = &kafka.Writer{Addr: kafka.TCP(brokers...), Topic: s.topic, Balancer: &kafka.Hash{}, RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond,
+		Transport: &kafka.Transport{MetadataTTL: 200 * time.Millisecond}}
+	t.Cleanup(func() {
+		_ = s.writer.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_, _ = client.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{s.topic}})
+	})
+	return s
+}
+
+func (s *stream) send(t testing.TB, values ...[]byte) {
+	t.Helper()
+	msgs := make([]kafka.Message, len(values))
+	for i, v := range values {
+		msgs[i] = kafka.Message{Key: fmt.Appendf(nil, "k%d", i), Value: v, Headers: []kafka.Header{{Key: "ce_id", Value: []byte("x")}}}
+	}
+	eventually(t, "send", func() error { return s.writer.WriteMessages(t.Context(), msgs...) })
+}
+
+// eventually waits until f returns nil, for half a minute at most.
+func eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal(t.Context().Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// letters keeps dead letters, and refuses the first few.
+type letters struct {
+	mu     sync.Mutex
+	refuse int
+	kept   []DeadLetter
+}
+
+func (l *letters) keep(_ context.Context, d DeadLetter) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.refuse > 0 {
+		l.refuse--
+		return errors.New("no leader")
+	}
+	l.kept = append(l.kept, d)
+	return nil
+}
+
+func (l *letters) all() []DeadLetter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]DeadLetter(nil), l.kept...)
+}
+
+// consume runs a consumer and returns what ends it and waits for it.
+func consume(t testing.TB, s *stream, store *Store, l *letters, reg prometheus.Registerer) func() {
+	t.Helper()
+	c := NewConsumer(ConsumerConfig{Brokers: s.brokers, Topic: s.topic, Group: s.topic, Store: store, DeadLetter: l.keep, Registerer: reg, Logger: quiet()})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	var once sync.Once
+	stop := func() {
+		once.Do(func() {
+			cancel()
+			select {
+			case err := <-done:
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("Run: %v", err)
+				}
+			case <-time.After(30 * time.Second):
+				t.Error("the consumer does not stop")
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+func (w *world) count(t testing.TB) int {
+	t.Helper()
+	var n int
+	if err := w.db.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM alerts`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func (w *world) awaitCount(t testing.TB, want int) {
+	t.Helper()
+	eventually(t, "alerts", func() error {
+		if n := w.count(t); n != want {
+			return fmt.Errorf("%d alerts, want %d", n, want)
+		}
+		return nil
+	})
+}
+
+func values(from, to int) [][]byte {
+	var out [][]byte
+	for i := from; i < to; i++ {
+		out = append(out, event(i, nil).AppendJSON(nil))
+	}
+	return out
+}
+
+func TestConsumer(t *testing.T) {
+	eachKafka(t, func(t *testing.T, s *stream) {
+		w := newWorld(t, SQLite)
+		l := &letters{refuse: 2}
+		reg := prometheus.NewRegistry()
+		s.send(t, values(0, 20)...)
+		stop := consume(t, s, w.Store, l, reg)
+		w.awaitCount(t, 20)
+
+		// Live: from acknowledged to stored.
+		began := time.Now()
+		s.send(t, values(20, 21)...)
+		w.awaitCount(t, 21)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("a signal arrived after %v", took)
+		}
+
+		// Poison stops nothing, in whatever place of a batch, and is buried only when that is acknowledged.
+		poison := [][]byte{[]byte("junk"), nil, []byte(`{"id":"sig_1"}`), bytes.Replace(event(99, nil).AppendJSON(nil), []byte(`"WARN"`), []byte(`"LOUD"`), 1)}
+		s.send(t, append(append(values(21, 25), poison...), values(25, 30)...)...)
+		w.awaitCount(t, 30)
+		eventually(t, "dead letters", func() error {
+			if n := len(l.all()); n != len(poison) {
+				return fmt.Errorf("%d dead letters, want %d", n, len(poison))
+			}
+			return nil
+		})
+		for _, d := range l.all() {
+			h := map[string]string{}
+			for _, header := range d.Headers {
+				h[header.Key] = string(header.Value)
+			}
+			if h["sluice-dead-topic"] != s.topic || h["sluice-dead-offset"] == "" || h["sluice-dead-partition"] == "" || !strings.Contains(h["sluice-dead-reason"], "not an event") || h["ce_id"] != "x" || len(d.Key) == 0 {
+				t.Errorf("dead letter with %v", h)
+			}
+		}
+
+		// The same again, and after a stop from where it left.
+		s.send(t, values(0, 30)...)
+		s.send(t, values(30, 31)...)
+		w.awaitCount(t, 31)
+		stop()
+		s.send(t, values(31, 40)...)
+		reg = prometheus.NewRegistry()
+		consume(t, s, w.Store, l, reg)
+		w.awaitCount(t, 40)
+		metrics := `
+			# HELP sluice_alerts_messages_total Messages of the signals topic that are settled, by what became of them.
+			# TYPE sluice_alerts_messages_total counter
+			sluice_alerts_messages_total{outcome="dead_lettered"} 0
+			sluice_alerts_messages_total{outcome="duplicate"} 0
+			sluice_alerts_messages_total{outcome="stored"} 9
+		`
+		eventually(t, "metrics", func() error {
+			return testutil.GatherAndCompare(reg, strings.NewReader(metrics), "sluice_alerts_messages_total")
+		})
+		if len(l.all()) != len(poison) {
+			t.Errorf("%d dead letters after a restart", len(l.all()))
+		}
+	})
+}
+
+func TestConsumerWaitsForItsStore(t *testing.T) {
+	s := fakeStream(t)
+	w := newWorld(t, SQLite)
+	path := w.file(t)
+	locked, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(20)&_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locked.Close()
+	if _, err := w.db.ExecContext(t.Context(), `PRAGMA busy_timeout = 20`); err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	consume(t, s, w.Store, &letters{}, reg)
+	s.send(t, values(0, 5)...)
+	w.awaitCount(t, 5)
+	tx, err := locked.BeginTx(t.Context(), nil) // the only writer that there may be
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.send(t, values(5, 50)...)
+	gauge := func(name string) float64 {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == name {
+				return f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		t.Fatalf("no metric %s", name)
+		return 0
+	}
+	await := func(want float64) {
+		t.Helper()
+		eventually(t, "paused", func() error {
+			if got := gauge("sluice_alerts_paused"); got != want {
+				return fmt.Errorf("paused is %v, want %v", got, want)
+			}
+			return nil
+		})
+	}
+	await(1)
+	if n := w.count(t); n != 5 {
+		t.Errorf("%d alerts while the store is away", n)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitCount(t, 50)
+	await(0)
+}
+
+// file is where SQLite keeps the world.
+func (w *world) file(t testing.TB) string {
+	t.Helper()
+	var seq int
+	var name, path string
+	if err := w.db.QueryRowContext(t.Context(), `PRAGMA database_list`).Scan(&seq, &name, &path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTwoConsumersShareTheTopic(t *testing.T) {
+	eachKafka(t, func(t *testing.T, s *stream) {
+		if os.Getenv("TEST_DATABASE_URL") == "" {
+			// One SQLite has one writer, which is enough to share.
+			shareTopic(t, s, newWorld(t, SQLite))
+			return
+		}
+		shareTopic(t, s, newWorld(t, Postgres))
+	})
+}
+
+func shareTopic(t *testing.T, s *stream, w *world) {
+	t.Helper()
+	first := consume(t, s, w.Store, &letters{}, nil)
+	s.send(t, values(0, 50)...)
+	w.awaitCount(t, 50)
+	consume(t, s, w.Store, &letters{}, nil)
+	s.send(t, values(50, 150)...)
+	s.send(t, values(25, 75)...)
+	first()
+	s.send(t, values(150, 200)...)
+	w.awaitCount(t, 200)
+}
+
+// helperEnv makes the test binary a consumer, so that a test can kill it with -9.
+const helperEnv = "SLUICE_TEST_CONSUMER"
+
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(helperEnv); spec != "" {
+		brokers, rest, _ := strings.Cut(spec, " ")
+		topic, file, _ := strings.Cut(rest, " ")
+		db, err := sql.Open("sqlite", "file:"+file+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)&_txlock=immediate")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		db.SetMaxOpenConns(1)
+		c := NewConsumer(ConsumerConfig{Brokers: []string{brokers}, Topic: topic, Group: topic, Batch: 5, Linger: time.Millisecond, SessionTimeout: 600 * time.Millisecond,
+			Store: NewStore(StoreConfig{Writer: db, Dialect: SQLite}), DeadLetter: (&letters{}).keep, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		fmt.Fprintln(os.Stderr, c.Run(context.Background()))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func TestConsumerKilled(t *testing.T) {
+	s := fakeStream(t)
+	w := newWorld(t, SQLite)
+	const total = 3_000
+	for i := 0; i < total; i += 500 {
+		s.send(t, values(i, i+500)...)
+		s.send(t, values(i, i+100)...) // a client's second try
+	}
+	host, _, err := net.SplitHostPort(s.brokers[0])
+	if err != nil || host == "" {
+		t.Fatal(s.brokers, err)
+	}
+	start := func() *exec.Cmd {
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(exe)
+		cmd.Env = append(os.Environ(), helperEnv+"="+s.brokers[0]+" "+s.topic+" "+w.file(t))
+		cmd.Dir = filepath.Dir(exe)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	kills, amid := 0, 0
+	for w.count(t) < total {
+		before := w.count(t)
+		cmd := start()
+		limit := before + 1 + mathrand.IntN(total/8)
+		eventually(t, "progress", func() error {
+			if n := w.count(t); n < min(limit, total) {
+				return fmt.Errorf("%d alerts after %d kills", n, kills)
+			}
+			return nil
+		})
+		if w.count(t) < total {
+			amid++
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // says that it was killed
+		kills++
+	}
+	if amid < 4 {
+		t.Errorf("only %d of %d kills came in the middle", amid, kills)
+	}
+	// What was committed and what was not: nothing is missing, and nothing is there twice.
+	consume(t, s, w.Store, &letters{}, nil)
+	s.send(t, values(total, total+1)...)
+	w.awaitCount(t, total+1)
+}
