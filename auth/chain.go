@@ -246,7 +246,8 @@ type Status struct {
 	FeedLoaded bool          // changes were read at least once
 	FeedAge    time.Duration // since the last read of changes began; 0 while there was none
 	TruthUp    bool          // the breaker before the database is closed
-	RedisUp    bool          // the same before Redis; true where there is none
+	HasRedis   bool          // there is such a tier
+	RedisUp    bool          // the breaker before Redis is closed; true where there is none
 	Stale      bool          // stale records were served within the last 10 s
 	Keys       int           // records in L1, about
 }
@@ -254,13 +255,16 @@ type Status struct {
 // Status reports the state of the chain. It asks nobody.
 func (c *Chain) Status() Status {
 	now := c.clock()
-	s := Status{TruthUp: c.truthUp.closed(), RedisUp: c.redisUp.closed(), Stale: c.servesStale(now), Keys: c.l1.EstimatedSize()}
+	s := Status{TruthUp: c.truthUp.closed(), HasRedis: c.shared != nil, RedisUp: c.redisUp.closed(), Stale: c.servesStale(now), Keys: c.l1.EstimatedSize()}
 	if f := c.feed.Load(); f != nil {
 		s.FeedLoaded = true
 		s.FeedAge = time.Duration(now - f.readAt)
 	}
 	return s
 }
+
+// CanAnswer reports whether there is anything to answer from: an edge that says no is not ready.
+func (s Status) CanAnswer() bool { return s.TruthUp || s.HasRedis && s.RedisUp || s.Keys > 0 }
 
 func (c *Chain) servesStale(now int64) bool {
 	at := c.stale.Load()

@@ -311,7 +311,7 @@ func TestSubjects(t *testing.T) {
 	c.Apply(d.change(cred, func(r *Record) { r.Principal.Name = "weekly" }))
 	p, err := c.AccountByName(ctx, "acme", "digest", Production)
 	f(ErrNoKey, p, err)
-	p, err = c.AccountByName(ctx, "acme", "weekly", Production)
+	p, err = c.AccountByName(ctx, "acme", " Weekly ", Production) // names differ by more than case
 	f(nil, p, err)
 	// Deleted and made again under the same name.
 	c.Apply(d.revoke(cred))

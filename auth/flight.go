@@ -49,13 +49,13 @@ func (fs *flights) join(k flightKey) (*flight, bool, bool) {
 func (c *Chain) fly(f *flight, k flightKey, remote netip.Addr) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.Bounds.Answer)
 	defer cancel()
-	e, fromTruth, err := c.fill(ctx, k, remote)
+	e, news, err := c.fill(ctx, k, remote)
 	f.entry, f.err = e, err
 	c.flights.mu.Lock()
 	delete(c.flights.m, k) // before done, so that whoever finds the entry behind begins a new one
 	c.flights.mu.Unlock()
 	close(f.done)
-	if c.shared == nil || !fromTruth {
+	if c.shared == nil || !news {
 		return
 	}
 	if err != nil {
@@ -65,7 +65,8 @@ func (c *Chain) fly(f *flight, k flightKey, remote netip.Addr) {
 	c.storeShared(k.id, e) // nobody waits for this
 }
 
-// fill looks into Redis, then Truth. It reports whether Truth answered, be it with "no such key".
+// fill looks into Redis, then Truth. It reports whether Redis should learn what Truth said: the record, or that there is
+// none after all.
 func (c *Chain) fill(ctx context.Context, k flightKey, remote netip.Addr) (*entry, bool, error) {
 	// known is the best record at hand. It may be stale; it is never older than recent.
 	var known *entry
@@ -82,7 +83,7 @@ func (c *Chain) fill(ctx context.Context, k flightKey, remote netip.Addr) (*entr
 	}
 	e, err := c.askTruth(ctx, k, known != nil, remote)
 	if err == nil || errors.Is(err, ErrNoKey) {
-		return e, true, err
+		return e, err == nil || known != nil, err // what no cache held need not be forgotten there
 	}
 	now := c.clock()
 	if known == nil || c.behind(k.id, known) || now-c.lastGood(known) > int64(c.cfg.MaxStale) {

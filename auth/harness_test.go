@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -90,7 +91,9 @@ func (d *database) truth() Truth {
 			return d.find(ctx, func(p Principal) bool { return p.Org == org && p.ID == id })
 		},
 		AccountKeyByName: func(ctx context.Context, org, name, env string) (string, error) {
-			return d.find(ctx, func(p Principal) bool { return p.Org == org && p.Name == name && p.Environment == env })
+			return d.find(ctx, func(p Principal) bool {
+				return p.Org == org && strings.EqualFold(p.Name, strings.TrimSpace(name)) && p.Environment == env
+			})
 		},
 		Changes: func(ctx context.Context, since time.Time) ([]Change, time.Time, error) {
 			now := d.clock()

@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
-// A subjectKey names an account by id, or by name and environment.
+// A subjectKey names an account by id, or by lower-case name and environment.
 type subjectKey struct{ org, id, name, environment string }
 
 // A hint remembers which key speaks for a subject. It is only a hint: the record decides, and it must still match.
@@ -25,9 +26,10 @@ func (c *Chain) Account(ctx context.Context, org, id string) (*Principal, error)
 	return c.subject(ctx, subjectKey{org: org, id: id})
 }
 
-// AccountByName is Account by name and environment, which are unique among the live accounts of an org.
+// AccountByName is Account by name, in any case, and environment: together they are unique among the live accounts of an
+// org.
 func (c *Chain) AccountByName(ctx context.Context, org, name, environment string) (*Principal, error) {
-	return c.subject(ctx, subjectKey{org: org, name: name, environment: environment})
+	return c.subject(ctx, subjectKey{org: org, name: strings.ToLower(strings.TrimSpace(name)), environment: environment})
 }
 
 func (k subjectKey) matches(p *Principal) bool {
@@ -37,7 +39,7 @@ func (k subjectKey) matches(p *Principal) bool {
 	if k.id != "" {
 		return p.ID == k.id
 	}
-	return p.Name == k.name && p.Environment == k.environment
+	return strings.ToLower(p.Name) == k.name && p.Environment == k.environment
 }
 
 func (c *Chain) subject(ctx context.Context, k subjectKey) (*Principal, error) {
