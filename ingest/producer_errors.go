@@ -35,6 +35,18 @@ func (e *stillAway) Error() string {
 }
 func (e *stillAway) Unwrap() error { return e.err }
 
+// notSent is an error from before anything of a request was sent.
+type notSent struct{ err error }
+
+func (e *notSent) Error() string { return e.err.Error() }
+func (e *notSent) Unwrap() error { return e.err }
+
+// closedUnderWay is an attempt that Close cut off, or one that failed while closing.
+type closedUnderWay struct{ err error }
+
+func (e *closedUnderWay) Error() string   { return ErrProducerClosed.Error() + ": " + e.err.Error() }
+func (e *closedUnderWay) Unwrap() []error { return []error{ErrProducerClosed, e.err} }
+
 // ErrorKind says what kept a message from being acknowledged. The list is closed: it is a metric label.
 type ErrorKind string
 
@@ -116,6 +128,8 @@ func kindOf(err error) ErrorKind {
 		ne   net.Error
 	)
 	switch {
+	case errors.Is(err, ErrProducerClosed):
+		return KindClosed
 	case errors.As(err, &ua):
 		return ua.Kind
 	case errors.As(err, &code):
@@ -163,6 +177,21 @@ func retriable(code kafka.Error) bool {
 	default:
 		return code != kafka.InvalidTopic
 	}
+}
+
+// ambiguous says whether the batch may have been written although the attempt failed.
+func ambiguous(err error) bool {
+	var (
+		code  kafka.Error
+		local *notSent
+	)
+	if errors.As(err, &local) {
+		return false
+	}
+	if errors.As(err, &code) {
+		return code == kafka.RequestTimedOut || code == kafka.NotEnoughReplicasAfterAppend || code == kafka.NetworkException || code == kafka.Unknown
+	}
+	return true
 }
 
 // divisible says whether a part of the batch may go through although the whole did not.

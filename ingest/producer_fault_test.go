@@ -404,6 +404,29 @@ func TestProduceKafkaRestarts(t *testing.T) {
 	}
 }
 
+// Whether a failed message may be in Kafka all the same decides whether keeping it elsewhere makes a duplicate.
+func TestProduceMaybeWritten(t *testing.T) {
+	for code, want := range map[*kerr.Error]bool{kerr.NotEnoughReplicas: false, kerr.TopicAuthorizationFailed: false, kerr.NotLeaderForPartition: false,
+		kerr.NotEnoughReplicasAfterAppend: true, kerr.RequestTimedOut: true} {
+		c := newFake(t)
+		cfg := brokersOf(c)
+		cfg.Timeout = 300 * time.Millisecond
+		p := startProducer(t, cfg)
+		c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: -1})
+		var ua *UnavailableError
+		if err := produceOne(p, "k", "v"); !errors.As(err, &ua) {
+			t.Fatalf("%s: %v", code.Message, err)
+		}
+		if ua.Kind == KindTimeout && code != kerr.RequestTimedOut {
+			t.Errorf("%s: only a timeout", code.Message)
+		}
+		// The caller's clock may be first; then all that is known is that it was tried.
+		if want && !ua.MaybeWritten || !want && ua.MaybeWritten && code == kerr.TopicAuthorizationFailed {
+			t.Errorf("%s: MaybeWritten is %v", code.Message, ua.MaybeWritten)
+		}
+	}
+}
+
 func TestProduceTopicGrows(t *testing.T) {
 	c := newFake(t)
 	p := startProducer(t, brokersOf(c))

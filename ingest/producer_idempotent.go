@@ -76,6 +76,16 @@ type idempotentSlot struct {
 	readers []*bytes.Reader
 }
 
+// trim gives back the room that a burst has left behind.
+func (in *idempotentSlot) trim() {
+	for i, set := range in.sets {
+		if set.Cap() > 256<<10 {
+			in.sets[i] = new(bytes.Buffer)
+			in.readers[i].Reset(nil)
+		}
+	}
+}
+
 // exchangeNumbered sends s.batches numbered. Each partition takes the producer's id unless an attempt was given up under it.
 func (s *kafkaSlot) exchangeNumbered(deadline time.Time) (*produce.Response, error) {
 	for {
@@ -84,7 +94,7 @@ func (s *kafkaSlot) exchangeNumbered(deadline time.Time) (*produce.Response, err
 			break
 		}
 		if err := s.newProducerID(deadline, id); err != nil {
-			return nil, err
+			return nil, &notSent{err}
 		}
 	}
 	in := &s.idempotent

@@ -35,7 +35,8 @@ type produceCall struct {
 	parts    []*kafkaPartition
 
 	pending int   // messages not yet decided
-	touched bool  // an attempt was made for one of them
+	sent    bool  // an attempt was begun for one of them
+	written bool  // one of them is acknowledged, or may be in Kafka all the same
 	left    bool  // nobody waits any more
 	err     error // the first failure
 	large   []int // messages that are too large
@@ -56,6 +57,7 @@ type produceBatch struct {
 	bytes    int
 	deadline time.Time // the latest of its messages'
 	tries    int
+	maybe    bool // an attempt may have been written although it was not acknowledged
 }
 
 // A kafkaPartition is the queue of one partition. All of it but the first lines is guarded by Producer.mu.
@@ -138,7 +140,7 @@ func (p *Producer) recycle(c *produceCall) {
 // result is what Produce answers when all messages are decided.
 func (c *produceCall) result() error {
 	if c.err != nil {
-		if ua, ok := c.err.(*UnavailableError); ok && c.touched && !ua.MaybeWritten {
+		if ua, ok := c.err.(*UnavailableError); ok && c.written && !ua.MaybeWritten {
 			e := *ua
 			e.MaybeWritten = true
 			return &e
@@ -164,16 +166,16 @@ func (p *Producer) leave(c *produceCall, kind ErrorKind, cause error) error {
 	}
 	defer p.mu.Unlock()
 	c.left = true
-	e := &UnavailableError{Kind: kind, MaybeWritten: c.touched, Err: cause}
+	if c.err != nil {
+		return c.result()
+	}
+	e := &UnavailableError{Kind: kind, MaybeWritten: c.sent, Err: cause}
 	// Whatever keeps the partitions from going on says more than the clock.
 	for _, part := range c.parts {
 		if !part.failingSince.IsZero() {
 			e.Topic, e.Kind, e.Err = part.topic, kindOf(part.lastErr), part.lastErr
 			break
 		}
-	}
-	if c.err != nil {
-		return c.err
 	}
 	return e
 }
@@ -239,7 +241,7 @@ func (p *Producer) take(part *kafkaPartition, now time.Time) *produceBatch {
 	n, bytes := 0, batchOverhead
 	for n < len(queue) && n < maxBatchMessages && (n == 0 || bytes+int(queue[n].size) <= p.cfg.MaxMessageBytes) {
 		bytes += int(queue[n].size)
-		queue[n].call.touched = true
+		queue[n].call.sent = true
 		n++
 	}
 	bt := p.newBatch(part, queue[:n])
@@ -276,7 +278,7 @@ func (p *Producer) expire(part *kafkaPartition, now time.Time) {
 	}
 	n := 0
 	for queue := part.queue[part.head:]; n < len(queue) && !now.Before(queue[n].call.deadline); n++ {
-		if n == 0 && part.leader < 0 {
+		if n == 0 && p.brokers[part.leader] == nil {
 			part.fails(now, errNoLeader)
 		}
 		err := part.why()
@@ -304,11 +306,13 @@ func (p *Producer) failWaiting(part *kafkaPartition, err *UnavailableError) {
 	p.drop(part, len(queue))
 }
 
-// failBatch fails all messages of a batch that was sent at least once.
+// failBatch fails all messages of a batch.
 func (p *Producer) failBatch(bt *produceBatch, cause error) {
-	err := &UnavailableError{Topic: bt.part.topic, Kind: kindOf(cause), MaybeWritten: true, Err: cause}
+	err := &UnavailableError{Topic: bt.part.topic, Kind: kindOf(cause), MaybeWritten: bt.maybe, Err: cause}
 	p.metrics.failed(err.Kind, len(bt.entries))
-	bt.part.seq.burn()
+	if bt.maybe {
+		bt.part.seq.burn()
+	}
 	for i := range bt.entries {
 		p.decide(&bt.entries[i], err)
 	}
@@ -324,6 +328,9 @@ func (p *Producer) decide(e *produceEntry, err error) {
 		c.large = append(c.large, int(e.index))
 	} else if err != nil && c.err == nil {
 		c.err = err
+	}
+	if ua, ok := err.(*UnavailableError); err == nil || ok && ua.MaybeWritten {
+		c.written = true
 	}
 	p.inFlight.Add(-int64(e.size + entryOverhead))
 	p.open--

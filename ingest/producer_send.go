@@ -216,13 +216,13 @@ func (s *kafkaSlot) connect(deadline time.Time) error {
 	defer cancel()
 	c, err := s.p.dialer.dial(ctx, s.b.addr)
 	if err != nil {
-		return err
+		return &notSent{err}
 	}
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
 	if s.p.stopped {
 		c.close()
-		return ErrProducerClosed
+		return &notSent{ErrProducerClosed}
 	}
 	s.conn = c
 	return nil
@@ -294,6 +294,7 @@ func (s *kafkaSlot) settle(res *produce.Response, err error) {
 	for _, r := range s.readers {
 		r.reset(nil)
 	}
+	s.idempotent.trim()
 	if stale {
 		p.kick()
 	}
@@ -331,9 +332,13 @@ func (p *Producer) settleBatch(bt *produceBatch, err error, now time.Time) bool 
 		p.putBatch(bt)
 		return false
 	}
+	if p.stopped {
+		err = &closedUnderWay{err}
+	}
 	kind := kindOf(err)
 	p.metrics.attemptFailed(kind)
 	code, isCode := err.(kafka.Error)
+	bt.maybe = bt.maybe || ambiguous(err)
 	switch {
 	case isCode && divisible(code) && len(bt.entries) > 1:
 		p.split(bt)
