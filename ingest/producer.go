@@ -200,6 +200,9 @@ func (p *Producer) Produce(ctx context.Context, msgs []Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
+	if ctx.Err() != nil {
+		return p.refuse(&UnavailableError{Kind: KindCancelled, Err: context.Cause(ctx)}, len(msgs))
+	}
 	if err := p.checkSizes(msgs); err != nil {
 		return err
 	}

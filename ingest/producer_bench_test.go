@@ -23,19 +23,22 @@ func BenchmarkProduce(b *testing.B) {
 		cfg = brokersOf(newFake(b))
 	}
 	for _, shape := range []struct{ callers, perCall int }{{1, 1}, {16, 1}, {256, 1}, {16, 100}} {
-		b.Run(fmt.Sprintf("%dx%d/producer", shape.callers, shape.perCall), func(b *testing.B) {
-			p := startProducer(b, cfg)
-			if err := p.Ping(context.Background()); err != nil {
-				b.Fatal(err)
-			}
-			benchCallers(b, shape.callers, shape.perCall, func(keys [][]byte, value []byte) error {
-				msgs := make([]Message, len(keys))
-				for i := range msgs {
-					msgs[i] = Message{Topic: topic, Key: keys[i], Value: value}
+		for name, idempotent := range map[string]bool{"producer": false, "idempotent": true} {
+			b.Run(fmt.Sprintf("%dx%d/%s", shape.callers, shape.perCall, name), func(b *testing.B) {
+				cfg.Idempotent = idempotent
+				p := startProducer(b, cfg)
+				if err := p.Ping(context.Background()); err != nil {
+					b.Fatal(err)
 				}
-				return p.Produce(context.Background(), msgs)
+				benchCallers(b, shape.callers, shape.perCall, func(keys [][]byte, value []byte) error {
+					msgs := make([]Message, len(keys))
+					for i := range msgs {
+						msgs[i] = Message{Topic: topic, Key: keys[i], Value: value}
+					}
+					return p.Produce(context.Background(), msgs)
+				})
 			})
-		})
+		}
 		b.Run(fmt.Sprintf("%dx%d/writer", shape.callers, shape.perCall), func(b *testing.B) {
 			w := &kafka.Writer{Addr: kafka.TCP(cfg.Brokers...), Topic: topic, Balancer: kafka.Murmur2Balancer{}, RequiredAcks: kafka.RequireAll,
 				BatchTimeout: time.Millisecond, BatchSize: 100, Transport: &kafka.Transport{MetadataTTL: time.Second, MetadataTopics: []string{topic}}}

@@ -294,6 +294,43 @@ func TestProduceFrozenBroker(t *testing.T) {
 	eventuallyIdle(t, p)
 }
 
+// What waits for a broker that is stuck goes to the new leader as soon as there is one, not when the broker's slots are free.
+func TestProduceLeavesAStuckBroker(t *testing.T) {
+	c := newFake(t, kfake.NumBrokers(2))
+	for part, node := range []int32{0, 0, 0, 1, 1, 1} {
+		if err := c.MoveTopicPartition(testTopic, int32(part), node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := newFreezer(c)
+	p := startProducer(t, brokersOf(c))
+	for i := range 6 {
+		if err := produceOne(p, keyIn(i, 6), "warm"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.frozen[0].Store(true)
+	var wg sync.WaitGroup
+	for i := range slotsPerBroker {
+		wg.Go(func() { produceOne(p, keyIn(i, 6), "stuck") })
+		eventually(t, "a slot is taken", func() bool { return p.undecided() == i+1 && p.queued.Load() == 0 })
+	}
+	began := time.Now()
+	wg.Go(func() {
+		if err := produceOne(p, keyIn(2, 6), "waits"); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 2500*time.Millisecond {
+			t.Errorf("took %v", took)
+		}
+	})
+	eventually(t, "a message waits", func() bool { return p.queued.Load() == 1 })
+	if err := c.MoveTopicPartition(testTopic, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+}
+
 func TestProduceOverload(t *testing.T) {
 	c := newFake(t)
 	f := newFreezer(c)

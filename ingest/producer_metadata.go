@@ -249,6 +249,9 @@ func (p *Producer) applyTopic(t *metadata.ResponseTopic) kafkaTopic {
 		tp := &t.Partitions[i]
 		part := known[tp.PartitionIndex]
 		if part.leader != tp.LeaderID {
+			if b := p.brokers[part.leader]; b != nil {
+				b.unlist(part)
+			}
 			part.leader = tp.LeaderID
 			part.endBackoff() // a new leader is worth trying at once
 		}

@@ -239,13 +239,12 @@ func (p *Producer) take(part *kafkaPartition, now time.Time) *produceBatch {
 		return nil
 	}
 	n, bytes := 0, batchOverhead
-	for n < len(queue) && n < maxBatchMessages && (n == 0 || bytes+int(queue[n].size) <= p.cfg.MaxMessageBytes) {
+	for n < len(queue) && n < maxBatchMessages && (n == 0 || bytes+int(queue[n].size) <= p.cfg.MaxMessageBytes && now.Before(queue[n].call.deadline)) {
 		bytes += int(queue[n].size)
 		queue[n].call.sent = true
 		n++
 	}
 	bt := p.newBatch(part, queue[:n])
-	bt.bytes = bytes
 	p.drop(part, n)
 	return bt
 }
@@ -268,7 +267,8 @@ func (p *Producer) drop(part *kafkaPartition, n int) {
 	}
 }
 
-// expire fails what has waited too long. Deadlines in a queue rise, because every message has the same time.
+// expire fails what has waited too long. Deadlines in a queue rise, because every message has the same time; only calls that
+// had to wait for metadata may stand behind later ones, and are found when it is their turn.
 func (p *Producer) expire(part *kafkaPartition, now time.Time) {
 	for len(part.retry) > 0 && !now.Before(part.retry[0].deadline) {
 		bt := part.retry[0]
@@ -358,8 +358,10 @@ func (p *Producer) newBatch(part *kafkaPartition, entries []produceEntry) *produ
 	bt.bytes = batchOverhead
 	for i := range entries {
 		bt.bytes += int(entries[i].size)
+		if d := entries[i].call.deadline; d.After(bt.deadline) {
+			bt.deadline = d
+		}
 	}
-	bt.deadline = entries[len(entries)-1].call.deadline
 	return bt
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,10 +55,23 @@ func (p *Producer) newBroker(id int32, addr string) *kafkaBroker {
 	return b
 }
 
-// retire ends the slots when they have done what they are at; it is called with p.mu held.
+// retire ends the slots when they have done what they are at; it is called with p.mu held. What was ready is to be scheduled
+// anew.
 func (b *kafkaBroker) retire() {
 	b.retired = true
+	for _, part := range b.ready {
+		part.listed = false
+	}
+	b.ready = nil
 	b.wake.Broadcast()
+}
+
+// unlist takes back a partition that was ready to be sent, because somebody else leads it now: the slots may be stuck.
+func (b *kafkaBroker) unlist(part *kafkaPartition) {
+	if i := slices.Index(b.ready, part); i >= 0 {
+		b.ready = slices.Delete(b.ready, i, i+1)
+		part.listed = false
+	}
 }
 
 // note keeps what an exchange with the broker told about it.
@@ -137,12 +151,6 @@ func (s *kafkaSlot) next() bool {
 		s.conn = nil
 	}
 	delete(p.slots, s)
-	left := b.ready
-	b.ready = nil
-	for _, part := range left {
-		part.listed = false
-		p.schedule(part)
-	}
 	return false
 }
 
@@ -156,10 +164,6 @@ func (s *kafkaSlot) gather() {
 			continue
 		}
 		part.listed = false
-		if part.leader != b.id {
-			p.schedule(part)
-			continue
-		}
 		if bt := p.take(part, now); bt != nil {
 			part.busy = true
 			bytes += bt.bytes

@@ -84,21 +84,29 @@ func TestProduceTooLargeForUs(t *testing.T) {
 	}
 }
 
-func TestProduceAfterCtxEnds(t *testing.T) {
+func TestProduceCtx(t *testing.T) {
 	c := newFake(t)
+	f := newFreezer(c)
 	p := startProducer(t, brokersOf(c))
 	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
+	go func() {
+		eventually(t, "the call is in", func() bool { return p.undecided() == 1 })
+		cancel()
+	}()
 	if err := p.Ping(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+	f.frozen[0].Store(true)
 	err := p.Produce(ctx, []Message{message(testTopic, "k", "v")})
-	if err != nil && !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v, want the context's error or none", err)
+	if !errors.Is(err, context.Canceled) || !errors.Is(err, ErrKafkaUnavailable) {
+		t.Errorf("got %v, want the context's error", err)
 	}
-	eventually(t, "the attempt goes on", func() bool { return p.inFlight.Load() == 0 })
-	if got := len(read(t, c.ListenAddrs(), testTopic, 1)); got != 1 {
-		t.Errorf("%d records, want 1", got)
+	if p.undecided() != 1 {
+		t.Error("the attempt ended with its caller")
+	}
+	var ua *UnavailableError
+	if err := p.Produce(ctx, []Message{message(testTopic, "k", "w")}); !errors.As(err, &ua) || ua.MaybeWritten || p.undecided() != 1 {
+		t.Errorf("with a context that has ended: %v", err)
 	}
 }
 
