@@ -214,7 +214,9 @@ func ask(all []accounts.Account, f accounts.AccountFilter, now time.Time) []acco
 			out = append(out, a)
 		}
 	}
-	byName := func(a, b accounts.Account) int { return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)) }
+	byName := func(a, b accounts.Account) int {
+		return strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name))
+	}
 	slices.SortFunc(out, func(a, b accounts.Account) int {
 		n := 0
 		switch accounts.AccountSort(column) {

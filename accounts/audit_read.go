@@ -206,8 +206,8 @@ func (q auditQuery) query(limit int) (string, []any) {
 			branches = append(branches, branch(common+" AND "+filters[0].column+" = "+a.add(v)))
 		}
 	}
-	return "SELECT " + auditColumns + " FROM (" + strings.Join(branches, " UNION ALL ") +
-		") p JOIN audit_events e ON e.org = p.org AND e.seq = p.seq ORDER BY e.seq DESC LIMIT " + last, a
+	return "SELECT " + auditColumns + " FROM (SELECT u.org, u.seq FROM (" + strings.Join(branches, " UNION ALL ") + ") AS u ORDER BY u.seq DESC LIMIT " + last +
+		") AS u JOIN audit_events e ON e.org = u.org AND e.seq = u.seq ORDER BY u.seq DESC", a
 }
 
 func (s *Store) auditPage(ctx context.Context, q auditQuery, limit int) ([]AuditEvent, error) {

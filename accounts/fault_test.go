@@ -5,9 +5,11 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -162,4 +164,108 @@ func newSiteOn(t *testing.T, s *site, err error) *site {
 			return s.AuthenticateRequest(r)
 		},
 	})
+}
+
+// snapshot is everything that a change of an account touches, as one text.
+func (w *world) snapshot(t *testing.T) string {
+	t.Helper()
+	var out []string
+	for _, q := range []string{
+		`SELECT id || name || environment || CAST(version AS TEXT) || COALESCE(CAST(deleted_at AS TEXT), '-') FROM service_accounts ORDER BY id`,
+		`SELECT prefix || CAST(version AS TEXT) || COALESCE(CAST(revoked_at AS TEXT), '-') FROM keys ORDER BY prefix`,
+		`SELECT prefix || CAST(version AS TEXT) FROM key_changes ORDER BY prefix, version`,
+		`SELECT account_id || environment || CAST(live AS TEXT) FROM account_seen ORDER BY account_id`,
+		`SELECT org || CAST(seq AS TEXT) || action FROM audit_events ORDER BY org, seq`,
+		`SELECT org || CAST(count AS TEXT) FROM audit_heads ORDER BY org`,
+		`SELECT account_id FROM idempotency_keys ORDER BY account_id`,
+	} {
+		out = append(out, w.column(t, q)...)
+	}
+	return strings.Join(out, "\n")
+}
+
+// TestEveryStepCut cuts the connection at each statement of each change, before the database did it and after, the commit included: either nothing
+// has happened or all of it has, and whatever may have happened was announced.
+func TestEveryStepCut(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		n := 0
+		change := func(name string, do func(s *accounts.Store, a accounts.Account) error) {
+			for _, after := range []bool{false, true} {
+				for step := int64(1); ; step++ {
+					n++
+					a := w.create(t, fmt.Sprint("victim ", n), "production").Account
+					w.announced()
+					sab, db := w.sabotage(t, errCut)
+					store := accounts.NewStore(accounts.StoreConfig{Writer: db, Reader: w.reader, Dialect: w.dialect, OnChange: w.onChange})
+					was := w.snapshot(t)
+					sab.after.Store(after)
+					sab.at.Store(step)
+					err := do(store, a)
+					ran := sab.ran.Load()
+					_ = db.Close()
+					now := w.snapshot(t)
+					if ran < step { // past the last statement: nothing was cut
+						if err != nil {
+							t.Fatalf("%s untouched: %v", name, err)
+						}
+						if step < 6 {
+							t.Errorf("%s has %d steps only", name, step-1)
+						}
+						break
+					}
+					changed := now != was
+					if changed != whole(t, w, name, a) {
+						t.Errorf("%s cut at step %d, after %v: half of it has happened:\n%s\n▸\n%s", name, step, after, was, now)
+					}
+					if changed && len(w.announced()) == 0 {
+						t.Errorf("%s cut at step %d, after %v: it has happened and nobody was told", name, step, after)
+					}
+					if !changed && err == nil {
+						t.Errorf("%s cut at step %d, after %v: it has not happened and says that it has", name, step, after)
+					}
+				}
+			}
+		}
+		change("create", func(s *accounts.Store, a accounts.Account) error {
+			_, err := s.CreateAccount(ctx, cli, "acme", accounts.NewAccount{Name: a.Name, Environment: "development"}, a.ID)
+			return err
+		})
+		change("update", func(s *accounts.Store, a accounts.Account) error {
+			_, err := s.UpdateAccount(ctx, cli, "acme", a.ID, 0, accounts.AccountUpdate{Environment: ptr("staging")})
+			return err
+		})
+		change("delete", func(s *accounts.Store, a accounts.Account) error {
+			_, _, err := s.DeleteAccount(ctx, cli, "acme", a.ID)
+			return err
+		})
+		report, err := w.VerifyAudit(ctx, "acme")
+		if err != nil || !report.Intact() {
+			t.Errorf("audit: %+v, %v", report, err)
+		}
+	})
+}
+
+var errCut = errors.New("the connection was cut")
+
+// whole says whether the change of a has happened in every table.
+func whole(t *testing.T, w *world, name string, a accounts.Account) bool {
+	t.Helper()
+	one := func(q string, args ...any) bool { return len(w.column(t, q, args...)) == 1 }
+	switch name {
+	case "create":
+		made := w.column(t, `SELECT id FROM service_accounts WHERE name = $1 AND environment = 'development'`, a.Name)
+		return len(made) == 1 && one(`SELECT prefix FROM keys WHERE subject_id = $1`, made[0]) && one(`SELECT account_id FROM account_seen WHERE account_id = $1`, made[0]) &&
+			one(`SELECT account_id FROM idempotency_keys WHERE account_id = $1`, made[0]) &&
+			one(`SELECT c.prefix FROM key_changes c JOIN keys k ON k.prefix = c.prefix WHERE k.subject_id = $1`, made[0]) &&
+			one(`SELECT id FROM audit_events WHERE target_id = $1 AND action = 'service_account.created'`, made[0])
+	case "update":
+		return one(`SELECT a.id FROM service_accounts a JOIN keys k ON k.subject_id = a.id AND k.version = a.version JOIN key_changes c ON c.prefix = k.prefix AND c.version = k.version
+			JOIN account_seen s ON s.account_id = a.id AND s.environment = 'staging' WHERE a.id = $1 AND a.environment = 'staging'`, a.ID) &&
+			one(`SELECT id FROM audit_events WHERE target_id = $1 AND action = 'service_account.updated'`, a.ID)
+	default:
+		return one(`SELECT a.id FROM service_accounts a JOIN keys k ON k.subject_id = a.id AND k.revoked_at = a.deleted_at JOIN key_changes c ON c.prefix = k.prefix AND c.version = k.version
+			JOIN account_seen s ON s.account_id = a.id AND NOT s.live WHERE a.id = $1`, a.ID) &&
+			one(`SELECT id FROM audit_events WHERE target_id = $1 AND action = 'service_account.deleted'`, a.ID)
+	}
 }

@@ -110,11 +110,13 @@ func (s *Store) Keys(ctx context.Context, org string, f KeyFilter) (Page[Key], e
 		if begun {
 			where += " AND (k.created_at, k.prefix) < (" + a.add(after.Num) + ", " + a.add(after.ID) + ")"
 		}
-		branches = append(branches, "SELECT prefix FROM (SELECT k.prefix AS prefix FROM keys k WHERE "+where+
+		branches = append(branches, "SELECT created_at, prefix FROM (SELECT k.created_at, k.prefix FROM keys k WHERE "+where+
 			" ORDER BY k.created_at DESC, k.prefix DESC LIMIT "+a.add(limit+1)+") AS branch")
 	}
-	from := strings.Replace(selectKey, "FROM keys k", "FROM ("+strings.Join(branches, " UNION ALL ")+") p JOIN keys k ON k.prefix = p.prefix", 1)
-	rows, err := s.r.QueryContext(ctx, from+" ORDER BY k.created_at DESC, k.prefix DESC LIMIT "+a.add(limit+1), a...)
+	const order = " ORDER BY u.created_at DESC, u.prefix DESC"
+	merged := "(SELECT u.created_at, u.prefix FROM (" + strings.Join(branches, " UNION ALL ") + ") AS u" + order + " LIMIT " + a.add(limit+1) + ") AS u"
+	from := strings.Replace(selectKey, "FROM keys k", "FROM "+merged+" JOIN keys k ON k.prefix = u.prefix", 1)
+	rows, err := s.r.QueryContext(ctx, from+order, a...)
 	if err != nil {
 		return Page[Key]{}, wrap("list the keys", err)
 	}

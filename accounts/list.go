@@ -220,12 +220,14 @@ func (l *accountList) query() (string, []any) {
 	if len(branches) == 0 {
 		return "", nil
 	}
-	from := strings.Replace(selectAccount, "FROM service_accounts a", "FROM ("+strings.Join(branches, " UNION ALL ")+") p JOIN service_accounts a ON a.id = p.id", 1)
-	column, _ := l.column()
+	order := "u.k" + l.direction() + ", u.id" + l.direction()
 	if l.sort == SortEnvironment {
-		column = "a.environment" + l.direction() + ", " + column
+		order = "u.environment" + l.direction() + ", " + order
 	}
-	return from + " ORDER BY " + column + l.direction() + ", a.id" + l.direction() + " LIMIT " + a.add(l.limit+1), a
+	// The merge ends after a page before anything is joined, so that no planner finds it worth its while to read a whole table.
+	merged := "(SELECT u.environment, u.k, u.id FROM (" + strings.Join(branches, " UNION ALL ") + ") AS u ORDER BY " + order + " LIMIT " + a.add(l.limit+1) + ") AS u"
+	from := strings.Replace(selectAccount, "FROM service_accounts a", "FROM "+merged+" JOIN service_accounts a ON a.id = u.id", 1)
+	return from + " ORDER BY " + order, a
 }
 
 func (l *accountList) direction() string {
@@ -294,6 +296,6 @@ func (l *accountList) branch(a *args, live bool, env string) string {
 		}
 		where = append(where, "("+column+", "+id+") "+sign+" ("+a.add(value)+", "+a.add(l.after.ID)+")")
 	}
-	return "SELECT id FROM (SELECT " + id + " AS id FROM " + from + " WHERE " + strings.Join(where, " AND ") +
+	return "SELECT environment, k, id FROM (SELECT " + owner + ".environment AS environment, " + column + " AS k, " + id + " AS id FROM " + from + " WHERE " + strings.Join(where, " AND ") +
 		" ORDER BY " + column + l.direction() + ", " + id + l.direction() + " LIMIT " + a.add(l.limit+1) + ") AS branch"
 }

@@ -62,10 +62,10 @@ func (s *Store) CountAccounts(ctx context.Context, org string) (AccountCounts, e
 	return c, nil
 }
 
-// selectKey is followed by WHERE. k is the key, a its account where it has one, u its sightings.
+// selectKey is followed by WHERE. k is the key, a its account where it has one, n its sightings.
 const selectKey = `SELECT k.prefix, k.org, k.kind, k.subject_id, k.subject_name, k.created_at, k.created_by, k.revoked_at, k.revoked_by,
-	COALESCE(u.first_at, 0), COALESCE(u.last_at, 0), COALESCE(a.name, ''), COALESCE(a.environment, '')
-	FROM keys k LEFT JOIN seen u ON u.prefix = k.prefix LEFT JOIN service_accounts a ON k.kind = 'service_account' AND a.id = k.subject_id`
+	COALESCE(n.first_at, 0), COALESCE(n.last_at, 0), COALESCE(a.name, ''), COALESCE(a.environment, '')
+	FROM keys k LEFT JOIN seen n ON n.prefix = k.prefix LEFT JOIN service_accounts a ON k.kind = 'service_account' AND a.id = k.subject_id`
 
 func scanKey(row interface{ Scan(...any) error }) (Key, error) {
 	var k Key

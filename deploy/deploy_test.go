@@ -1,0 +1,126 @@
+package deploy_test
+
+import (
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"testing"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "modernc.org/sqlite"
+
+	"flowstate.inc/sluice/deploy"
+)
+
+// TestMigrateTwiceAtOnce migrates from several processes' worth of handles at once: each ends with the newest schema, and only one did the work.
+func TestMigrateTwiceAtOnce(t *testing.T) {
+	base := os.Getenv("TEST_DATABASE_URL")
+	if base == "" {
+		if os.Getenv("SLUICE_REQUIRE_SERVICES") == "1" {
+			t.Error("TEST_DATABASE_URL is not set")
+		}
+		return
+	}
+	u, err := url.Parse(base)
+	if err != nil {
+		t.Fatal("TEST_DATABASE_URL is not a URL")
+	}
+	admin := open(t, "pgx", base)
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	name := "deploy_" + hex.EncodeToString(b[:])
+	if _, err := admin.ExecContext(t.Context(), `CREATE DATABASE `+name); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if _, err := admin.Exec(`DROP DATABASE ` + name + ` WITH (FORCE)`); err != nil {
+			t.Error(err)
+		}
+	}()
+	u.Path = "/" + name
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	total := 0
+	for range 3 {
+		db := open(t, "pgx", u.String())
+		wg.Go(func() {
+			n, err := deploy.Migrate(t.Context(), db, deploy.Postgres)
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			total += n
+		})
+	}
+	wg.Wait()
+	if files := len(files(t)); total != files {
+		t.Errorf("%d migrations were applied, there are %d", total, files)
+	}
+}
+
+func TestMigrateSQLite(t *testing.T) {
+	db := open(t, "sqlite", "file:"+filepath.Join(t.TempDir(), "a.db"))
+	if pending, err := deploy.Pending(t.Context(), db, deploy.SQLite); err != nil || !pending {
+		t.Errorf("pending before: %v, %v", pending, err)
+	}
+	for _, want := range []int{len(files(t)), 0} {
+		n, err := deploy.Migrate(t.Context(), db, deploy.SQLite)
+		if err != nil || n != want {
+			t.Errorf("%d applied, want %d, %v", n, want, err)
+		}
+	}
+	if pending, err := deploy.Pending(t.Context(), db, deploy.SQLite); err != nil || pending {
+		t.Errorf("pending after: %v, %v", pending, err)
+	}
+	if _, err := deploy.Migrate(t.Context(), db, "oracle"); !errors.Is(err, deploy.ErrUnknownDialect) {
+		t.Errorf("unknown dialect: %v", err)
+	}
+	if err := db.PingContext(t.Context()); err != nil {
+		t.Errorf("the handle was closed: %v", err)
+	}
+}
+
+// TestMigrationsAreAdditive keeps out what would break the binary before: it must run on the new schema while it is replaced.
+func TestMigrationsAreAdditive(t *testing.T) {
+	breaking := regexp.MustCompile(`(?i)\b(DROP|RENAME|ALTER\s+COLUMN|TRUNCATE)\b`)
+	for _, name := range files(t) {
+		b, err := fs.ReadFile(deploy.Migrations, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := breaking.FindString(regexp.MustCompile(`--[^\n]*`).ReplaceAllString(string(b), "")); m != "" {
+			t.Errorf("%s: %s", name, m)
+		}
+	}
+}
+
+func files(t *testing.T) []string {
+	t.Helper()
+	names, err := fs.Glob(deploy.Migrations, "migrations/*.sql")
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	return names
+}
+
+func open(t *testing.T, driver, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
