@@ -76,6 +76,9 @@ type UnavailableError struct {
 	Kind         ErrorKind
 	MaybeWritten bool // an attempt was made: the message may be in Kafka all the same
 	Err          error
+
+	// Acked are the messages of the call, by place and ascending, that are acknowledged all the same; TooLarge those that never will be.
+	Acked, TooLarge []int
 }
 
 // Error says what happened and, where somebody can do something about it, what.

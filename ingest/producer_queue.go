@@ -40,6 +40,8 @@ type produceCall struct {
 	left    bool  // nobody waits any more
 	err     error // the first failure
 	large   []int // messages that are too large
+
+	acked []bool // by message
 }
 
 // A produceEntry is one message on its way.
@@ -126,6 +128,7 @@ func (p *Producer) newCall(n int) *produceCall {
 	}
 	c.deadline = time.Now().Add(p.cfg.Timeout)
 	c.parts = slices.Grow(c.parts[:0], n)
+	c.acked = append(c.acked[:0], make([]bool, n)...)
 	return c
 }
 
@@ -133,25 +136,37 @@ func (p *Producer) newCall(n int) *produceCall {
 func (p *Producer) recycle(c *produceCall) {
 	c.timer.Stop()
 	clear(c.parts)
-	*c = produceCall{done: c.done, timer: c.timer, parts: c.parts[:0]}
+	*c = produceCall{done: c.done, timer: c.timer, parts: c.parts[:0], acked: c.acked[:0]}
 	p.calls.Put(c)
 }
 
 // result is what Produce answers when all messages are decided.
 func (c *produceCall) result() error {
 	if c.err != nil {
-		if ua, ok := c.err.(*UnavailableError); ok && c.written && !ua.MaybeWritten {
-			e := *ua
-			e.MaybeWritten = true
-			return &e
+		ua, ok := c.err.(*UnavailableError)
+		if !ok {
+			return c.err
 		}
-		return c.err
+		e := *ua // others may have the same one
+		e.MaybeWritten = e.MaybeWritten || c.written
+		c.tell(&e)
+		return &e
 	}
 	if len(c.large) > 0 {
 		slices.Sort(c.large)
 		return &TooLargeError{Index: c.large[0], Indexes: slices.Clone(c.large), Acked: true}
 	}
 	return nil
+}
+
+// tell leaves in e what became of the messages that are decided.
+func (c *produceCall) tell(e *UnavailableError) {
+	for i, acked := range c.acked {
+		if acked {
+			e.Acked = append(e.Acked, i)
+		}
+	}
+	e.TooLarge = slices.Sorted(slices.Values(c.large))
 }
 
 // leave ends a call that is not waited for any more; its messages go on without it.
@@ -177,6 +192,7 @@ func (p *Producer) leave(c *produceCall, kind ErrorKind, cause error) error {
 			break
 		}
 	}
+	c.tell(e)
 	return e
 }
 
@@ -328,6 +344,9 @@ func (p *Producer) decide(e *produceEntry, err error) {
 		c.large = append(c.large, int(e.index))
 	} else if err != nil && c.err == nil {
 		c.err = err
+	}
+	if err == nil {
+		c.acked[e.index] = true
 	}
 	if ua, ok := err.(*UnavailableError); err == nil || ok && ua.MaybeWritten {
 		c.written = true
