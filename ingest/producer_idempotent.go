@@ -76,10 +76,10 @@ type idempotentSlot struct {
 	readers []*bytes.Reader
 }
 
-// trim gives back the room that a burst has left behind.
+// trim gives back the room that a burst has left behind, but keeps it while it is needed.
 func (in *idempotentSlot) trim() {
 	for i, set := range in.sets {
-		if set.Cap() > 256<<10 {
+		if set.Cap() > 256<<10 && set.Len() < set.Cap()/8 {
 			in.sets[i] = new(bytes.Buffer)
 			in.readers[i].Reset(nil)
 		}
