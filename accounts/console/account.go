@@ -30,6 +30,7 @@ type accountPage struct {
 	CreatedAt, UpdatedAt, DeletedAt                   whenView
 	Waiting                                           waitingView
 	Sections                                          []template.HTML
+	Trail                                             *trail
 	Keys                                              []keyView
 	MayAudit                                          bool
 	AuditURL                                          string
@@ -85,6 +86,11 @@ func (c *Console) accountPage(w http.ResponseWriter, r *http.Request, v *visit, 
 	}
 	if p.MayAudit {
 		if p.Events, err = c.eventsOf(r.Context(), v, a.ID); err != nil {
+			return nil, err
+		}
+	}
+	if c.signals != nil && v.admin.Can(auth.AIGovernanceView) {
+		if p.Trail, err = c.trail(r.Context(), v, a.ID); err != nil {
 			return nil, err
 		}
 	}

@@ -12,11 +12,15 @@ import (
 
 	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/signals"
 )
 
 // Config is what New needs. Store is required; everything else has a zero value that works.
 type Config struct {
 	Store *accounts.Store
+
+	// Signals keeps the alerts. nil: there is no Alerts page here, and no signal trail on an account's page.
+	Signals *signals.Store
 
 	// EdgeURL is where workloads send to, as the outside sees it, like https://ingest.example.com: it stands in the
 	// paste-ready set-up of a new key. "" means http://localhost:4318.
@@ -54,6 +58,8 @@ type SignIn struct {
 // A Console is the http.Handler of all pages. Mount it at the root: its paths are absolute. Use New.
 type Console struct {
 	store    *accounts.Store
+	signals  *signals.Store
+	live     *liveFeed
 	render   *renderer
 	log      *slog.Logger
 	now      func() time.Time
@@ -73,7 +79,7 @@ func New(cfg Config) (*Console, error) {
 		return nil, errors.New("console: Config.Store is required")
 	}
 	c := &Console{
-		store: cfg.Store, log: cfg.Logger, now: cfg.Now, edgeURL: strings.TrimRight(cfg.EdgeURL, "/"), signIn: cfg.SignIn,
+		store: cfg.Store, signals: cfg.Signals, live: newLiveFeed(), log: cfg.Logger, now: cfg.Now, edgeURL: strings.TrimRight(cfg.EdgeURL, "/"), signIn: cfg.SignIn,
 		clientIP: cfg.ClientIP, rules: cfg.Rules, sections: cfg.Sections, secure: strings.HasPrefix(cfg.URL, "https://"),
 	}
 	if c.log == nil {
@@ -118,7 +124,7 @@ const (
 
 // routes lists every page behind the sign-in. The table of permissions in the tests walks it.
 func (c *Console) routes() []page {
-	return []page{
+	pages := []page{
 		{"GET /{$}", "", c.home},
 		{"GET " + accountsPath, auth.SettingsIntegrationsUpdate, c.list},
 		{"POST " + accountsPath, auth.SettingsIntegrationsUpdate, c.create},
@@ -129,6 +135,15 @@ func (c *Console) routes() []page {
 		{"GET " + auditPath, auth.AIGovernanceView, c.audit},
 		{"GET " + auditPath + "/export", auth.AIGovernanceView, c.auditExport},
 	}
+	if c.signals == nil {
+		return pages
+	}
+	return append(pages, []page{
+		{"GET " + alertsPath, auth.AIGovernanceView, c.alerts},
+		{"GET " + alertsPath + "/new", auth.AIGovernanceView, c.alertsNew},
+		{"POST " + alertsPath + "/resolve", auth.AIGovernanceView, c.resolve},
+		{"POST " + alertsPath + "/reopen", auth.AIGovernanceView, c.reopen},
+	}...)
 }
 
 func (c *Console) mux() *http.ServeMux {
@@ -148,7 +163,7 @@ func (c *Console) mux() *http.ServeMux {
 
 // home sends the admin to the first page that their permissions open.
 func (c *Console) home(w http.ResponseWriter, r *http.Request, v *visit) error {
-	for _, group := range c.nav(v, "") {
+	for _, group := range c.nav(r.Context(), v, "") {
 		for _, l := range group.Links {
 			http.Redirect(w, r, l.URL, http.StatusSeeOther)
 			return nil
@@ -216,7 +231,7 @@ func (c *Console) open(serve func(http.ResponseWriter, *http.Request, *visit) er
 func (c *Console) askToSignIn(w http.ResponseWriter, r *http.Request) error {
 	target := signInPath
 	switch {
-	case strings.HasSuffix(r.URL.Path, "/first-event"):
+	case isPoll(r):
 		w.WriteHeader(http.StatusUnauthorized)
 		return nil
 	case r.Method == http.MethodGet || r.Method == http.MethodHead:
@@ -243,7 +258,7 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, v *visit, err err
 		p.Title, p.Drawing = "Permission needed", "lock"
 		p.Headline, p.Permission = "You can’t open this page", string(denied.permission)
 		p.Happened = "You are signed in as " + v.admin.Actor + ", who lacks a permission."
-	case errors.Is(err, errNotFound), errors.Is(err, accounts.ErrNotFound):
+	case errors.Is(err, errNotFound), errors.Is(err, accounts.ErrNotFound), errors.Is(err, signals.ErrNotFound):
 		status = http.StatusNotFound
 		p.Title = "Not found"
 		p.Headline = "There is nothing here"

@@ -53,7 +53,9 @@ func TestContrast(t *testing.T) {
 	f("control", "surface", control)
 	f("control", "canvas", control)
 	f("control", "raised", control)
-	f("danger-solid", "surface", control)
+	for _, meaning := range []string{"danger", "warning", "information"} {
+		f(meaning+"-solid", "surface", control)
+	}
 }
 
 // ratio is the contrast of two opaque colours, #rrggbb, by WCAG 2.

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"net/http"
 	"slices"
 
@@ -27,7 +28,7 @@ type navGroup struct {
 type navLink struct {
 	Label, URL, Icon string
 	Current          bool
-	Count            int // unacknowledged; 0 shows none
+	Count            string // unacknowledged; "" shows none
 }
 
 type link struct{ Label, URL string }
@@ -54,26 +55,30 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, curren
 		f.Alone = true
 		return f
 	}
-	f.Nav = c.nav(v, current)
+	f.Nav = c.nav(r.Context(), v, current)
 	f.Toast = c.takeToast(w, r, v)
 	f.Shortcuts = []shortcut{{"/", "Go to the search"}, {"?", "Show this list"}, {"Esc", "Close a dialog or a menu"}}
 	return f
 }
 
 // nav is the menu: only the pages that exist here, and of these only what the admin may open.
-func (c *Console) nav(v *visit, current string) []navGroup {
+func (c *Console) nav(ctx context.Context, v *visit, current string) []navGroup {
 	entries := []struct {
 		group      string
 		permission auth.Permission
 		link       navLink
 	}{
+		{"AI", auth.AIGovernanceView, navLink{Label: "Alerts and signals", URL: alertsPath, Icon: "bell"}},
 		{"Settings → AI", auth.SettingsIntegrationsUpdate, navLink{Label: "AI Service Accounts", URL: accountsPath, Icon: "machine"}},
 		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Audit log", URL: auditPath, Icon: "log"}},
 	}
 	var groups []navGroup
 	for _, e := range entries {
-		if !v.admin.Can(e.permission) {
+		if !v.admin.Can(e.permission) || e.link.URL == alertsPath && c.signals == nil {
 			continue
+		}
+		if e.link.URL == alertsPath {
+			e.link.Count = c.countUnacknowledged(ctx, v)
 		}
 		i := slices.IndexFunc(groups, func(g navGroup) bool { return g.Label == e.group })
 		if i < 0 {
@@ -84,6 +89,18 @@ func (c *Console) nav(v *visit, current string) []navGroup {
 		groups[i].Links = append(groups[i].Links, e.link)
 	}
 	return groups
+}
+
+// countUnacknowledged is the counter beside Alerts. A page stands without it when the store does not answer.
+func (c *Console) countUnacknowledged(ctx context.Context, v *visit) string {
+	n, err := c.live.unacknowledged(ctx, c.signals, v.admin.Org, c.now())
+	if err != nil {
+		c.log.WarnContext(ctx, "unacknowledged alerts not counted", "request_id", v.request, "error", err.Error())
+	}
+	if n == 0 {
+		return ""
+	}
+	return countWords(n)
 }
 
 // A messagePage is an error in words.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -24,6 +25,7 @@ import (
 	"flowstate.inc/sluice/accounts/console"
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/deploy"
+	"flowstate.inc/sluice/signals"
 )
 
 var by = accounts.By{Actor: "ada@acme.example", IP: "192.0.2.7", Via: "cli"}
@@ -33,6 +35,7 @@ const listPath = "/settings/ai/service-accounts"
 // A site is a console on a database of its own, served over a socket.
 type site struct {
 	*accounts.Store
+	signals *signals.Store
 	server *httptest.Server
 	dir    string // of the database
 	log    *logBuffer
@@ -72,12 +75,13 @@ func newSite(t *testing.T, adapt ...func(*console.Config)) *site {
 		t.Fatal(err)
 	}
 	s.Store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.SQLite})
+	s.signals = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.SQLite})
 	for _, org := range []string{"acme", "rival"} {
 		if _, err := s.CreateOrg(t.Context(), by, org); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cfg := console.Config{Store: s.Store, EdgeURL: "https://ingest.acme.example", Logger: slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	cfg := console.Config{Store: s.Store, Signals: s.signals, EdgeURL: "https://ingest.acme.example", Logger: slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	for _, f := range adapt {
 		f(&cfg)
 	}
@@ -249,6 +253,47 @@ func (s *site) seed(t *testing.T, many int) {
 	}
 }
 
+// raise stores a signal about an account, as the alerts consumer does, and returns its id.
+func (s *site) raise(t *testing.T, a accounts.Account, kind string, category signals.Category, severity signals.Severity, ago time.Duration) string {
+	t.Helper()
+	at := time.Now().Add(-ago).UTC().Truncate(time.Millisecond)
+	e := &signals.Event{
+		ID: "sig_" + fmt.Sprintf("%032x", rand.Uint64()), Org: a.Org, Type: kind, Category: category, Severity: severity, BaseSeverity: signals.Block,
+		DetectedAt: at, ReceivedAt: at, SessionID: "session-7", KeyPrefix: a.KeyPrefix,
+		Subject: signals.EventSubject{Kind: string(auth.KindServiceAccount), ID: a.ID, Label: a.Label()},
+		Service: &signals.EventService{ID: a.ID, Name: a.Name, Environment: a.Environment, Description: a.Description, IntendedScope: a.IntendedScope, AbuseDetection: a.AbuseDetection},
+		Details: []byte(`{"budget":{"spent_usd":412.5,"forecast_usd":600},"html":"<script>alert(1)</script>"}`),
+	}
+	if severity == signals.Block {
+		e.Rule = &signals.RuleRef{PolicyVersion: 3, ID: "org-wide-block", Action: signals.ActionBlock}
+	}
+	value, err := e.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.signals.Put(t.Context(), []signals.Received{{Event: e, Value: value}}); err != nil || n != 1 {
+		t.Fatalf("stored %d: %v", n, err)
+	}
+	return e.ID
+}
+
+// seedSignals raises some of every sort on what seed made.
+func (s *site) seedSignals(t *testing.T) {
+	t.Helper()
+	digest, chatbot, long := s.find(t, "nightly-digest"), s.find(t, "support-chatbot"), s.find(t, "invoice-extraction")
+	for i := range 40 {
+		s.raise(t, []accounts.Account{digest, chatbot, long}[i%3], []string{"pii_detected", "wasteful_prompting", "off_topic_production", "secret_detected"}[i%4],
+			[]signals.Category{signals.ContentSafety, signals.BrandUsage, signals.BrandUsage, signals.ContentSafety}[i%4],
+			[]signals.Severity{signals.Warn, signals.Info, signals.Block, signals.Warn, signals.Warn}[i%5], time.Duration(i*i)*6*time.Minute)
+	}
+	s.raise(t, digest, "forecast_breach", signals.Budget, signals.Warn, time.Minute)
+	err := s.signals.AddDrops(t.Context(), []signals.Drop{{Org: "acme", SubjectKind: string(auth.KindServiceAccount), SubjectID: digest.ID,
+		Type: "personal_use_company_account", Reason: signals.PersonsOnly, Count: 12, LastAt: time.Now().Add(-time.Hour)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func firstRunes(s string, n int) string {
 	if r := []rune(s); len(r) > n {
 		return string(r[:n])
@@ -266,6 +311,7 @@ func TestServe(t *testing.T) {
 	}
 	s := newSite(t)
 	s.seed(t, 1000)
+	s.seedSignals(t)
 	link, err := s.CreateLink(t.Context(), by, auth.Admin{Org: "acme", Actor: "grace@acme.example", Permissions: auth.AllPermissions()}, time.Hour)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ func TestLooks(t *testing.T) {
 	b := newBrowser(t)
 	used, empty, all := newSite(t), newSite(t), auth.AllPermissions()
 	used.seed(t, 300)
+	used.seedSignals(t)
 	deleted := newSite(t)
 	gone := deleted.account(t, "legacy-translator", auth.Production).Account
 	if _, _, err := deleted.DeleteAccount(t.Context(), by, "acme", gone.ID); err != nil {
@@ -44,6 +45,11 @@ func TestLooks(t *testing.T) {
 		{"account-long", listPath + "/" + long.ID, used, all},
 		{"audit", "/settings/ai/audit-log", used, all},
 		{"audit-no-match", "/settings/ai/audit-log?actor=nobody", used, all},
+		{"alerts", "/ai/alerts", used, all},
+		{"alerts-all", "/ai/alerts?open=all&severity=BLOCK,INFO,WARN&cat:contentSafety=1", used, all},
+		{"alerts-calm", "/ai/alerts", empty, all},
+		{"alerts-no-match", "/ai/alerts?cat:other=1", used, all},
+		{"alert", "/ai/alerts?alert=" + used.newest(t), used, all},
 		{"denied", listPath, used, []auth.Permission{auth.AIGovernanceView}},
 		{"lost", "/nowhere", used, all},
 		{"sign-in", "/sign-in", used, nil},

@@ -95,7 +95,7 @@ func TestPermissions(t *testing.T) {
 		t.Error("the menu shows a page that the admin may not open")
 	}
 	home := s.do(t, sessions[govern], "GET", "/", nil)
-	if home.Header.Get("Location") != "/settings/ai/audit-log" {
+	if home.Header.Get("Location") != "/ai/alerts" {
 		t.Errorf("home leads to %q", home.Header.Get("Location"))
 	}
 }

@@ -49,7 +49,7 @@ func (c *Console) wrap(next http.Handler) http.Handler {
 			next.ServeHTTP(rec, r)
 		}
 		level := slog.LevelInfo
-		if strings.HasPrefix(r.URL.Path, "/assets/") || strings.HasSuffix(r.URL.Path, "/first-event") {
+		if strings.HasPrefix(r.URL.Path, "/assets/") || isPoll(r) {
 			level = slog.LevelDebug
 		}
 		// The query stays out: it may hold what somebody typed. The path is cut like everything else.
@@ -80,6 +80,11 @@ func (r *recorder) Write(b []byte) (int, error) {
 
 // Unwrap lets http.ResponseController through.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// isPoll says whether a page that is open asks by itself: such a question is answered in JSON and logged at debug level.
+func isPoll(r *http.Request) bool {
+	return strings.HasSuffix(r.URL.Path, "/first-event") || r.URL.Path == alertsPath+"/new"
+}
 
 type requestKey struct{}
 

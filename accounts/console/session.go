@@ -209,7 +209,13 @@ func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *t
 	}
 	http.SetCookie(w, c.cookie(r, toastCookie, "", -time.Second))
 	parts := strings.Split(value, ".")
-	if len(parts) < 2 || !v.admin.Can(auth.SettingsIntegrationsUpdate) {
+	if len(parts) < 2 {
+		return nil
+	}
+	if t := alertToast(parts, r.URL.RequestURI()); t != nil && v.admin.Can(auth.AIGovernanceView) {
+		return t
+	}
+	if !v.admin.Can(auth.SettingsIntegrationsUpdate) {
 		return nil
 	}
 	a, err := c.store.Account(r.Context(), v.admin.Org, parts[1])

@@ -237,6 +237,66 @@
     all("details.menu[open]").forEach((m) => { m.open = false; $("summary", m).focus(); });
   });
 
+  // ── Rows: j and k go through them; after an action the one that took the place has the focus ──
+  const rows = () => all("tbody tr").filter((row) => $("a.row", row));
+  const move = (by) => {
+    const list = rows();
+    const now = list.indexOf(document.activeElement.closest("tr"));
+    const next = list[Math.max(0, Math.min(list.length - 1, now < 0 ? 0 : now + by))];
+    if (next) $("a.row", next).focus();
+  };
+  const remember = (row) => { try { sessionStorage.setItem("sluice-row", rows().indexOf(row)); } catch { /* then the focus starts anew */ } };
+  try {
+    const at = sessionStorage.getItem("sluice-row");
+    sessionStorage.removeItem("sluice-row");
+    const list = rows();
+    if (at !== null && list.length) $("a.row", list[Math.min(Number(at), list.length - 1)]).focus();
+  } catch { /* the same */ }
+
+  // ── What arrives: put in its place where nobody is reading, else announced ──
+  const live = $("#live[data-new]");
+  if (live) {
+    const refresh = async () => {
+      const answer = await fetch(location.href, { credentials: "same-origin" });
+      if (!answer.ok || answer.redirected) return location.reload();
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const fresh = $("#live", page);
+      live.dataset.new = fresh.dataset.new || "";
+      live.replaceChildren(...[...fresh.childNodes].map((n) => document.adoptNode(n)));
+      const menu = $(".side nav", page);
+      if (menu) $(".side nav").replaceChildren(...[...menu.childNodes].map((n) => document.adoptNode(n)));
+      wire(live);
+    };
+    const reading = () => scrollY > 8 || $("dialog[open]") || $("input[name=ids]:checked", live) || $("table:hover", live) || live.contains(document.activeElement);
+    let told = 0;
+    const look = async () => {
+      try {
+        if (document.visibilityState === "visible" && live.dataset.new) {
+          const answer = await fetch(live.dataset.new, { credentials: "same-origin" });
+          if (!answer.ok) return; // signed out, or the page is of another time
+          const news = await answer.json();
+          all("[data-unacknowledged]").forEach((el) => { el.textContent = news.unacknowledged; });
+          if (news.new && !reading()) {
+            told = 0;
+            await refresh();
+          } else if (news.new !== told) {
+            told = news.new;
+            const box = $("[data-arrivals]", live);
+            const button = document.createElement("button");
+            button.type = "button";
+            button.className = "button small primary";
+            button.textContent = `${told} new signal${told === 1 ? "" : "s"}: show`;
+            button.addEventListener("click", () => { told = 0; scrollTo(0, 0); refresh(); });
+            box.replaceChildren(button);
+            box.hidden = !told;
+          }
+        }
+      } catch { /* the next look may do better */ }
+      setTimeout(look, 1000);
+    };
+    setTimeout(look, 1000);
+  }
+
   // ── Single-key shortcuts, which can be switched off ──
   const help = $("#shortcuts");
   const shortcutsOn = () => { try { return localStorage.getItem("sluice-shortcuts") !== "off"; } catch { return true; } };
@@ -254,12 +314,22 @@
     });
     on("keydown", (e) => {
       if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing || e.defaultPrevented) return;
-      if (e.target.matches("input, textarea, select, [contenteditable]") || $("dialog:modal")) return;
-      if (!shortcutsOn()) return;
-      if (e.key === "?") { e.preventDefault(); return help.showModal(); }
-      const target = all("[data-key]").find((el) => el.dataset.key === e.key);
+      if (e.target.matches("input:not([type=checkbox]), textarea, select, [contenteditable]") || !shortcutsOn()) return;
+      const dialog = all("dialog:modal").pop();
+      if (e.key === "?" && !dialog) { e.preventDefault(); return help.showModal(); }
+      if ((e.key === "j" || e.key === "k") && !dialog) { e.preventDefault(); return move(e.key === "j" ? 1 : -1); }
+      const target = all("[data-key]", dialog || document).find((el) => el.dataset.key === e.key && (dialog || !el.closest("dialog")));
       if (!target) return;
       e.preventDefault();
+      if (target.form && target.form.id === "bulk") {
+        const row = document.activeElement.closest("tr");
+        const box = row && $("input[name=ids]", row);
+        if (!$("input[name=ids]:checked", target.form)) {
+          if (!box) return;
+          box.checked = true;
+        }
+        if (row) remember(row);
+      }
       if (target.matches("input")) { target.focus(); target.select(); } else target.click();
     });
   }

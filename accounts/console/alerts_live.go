@@ -1,0 +1,165 @@
+package console
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"flowstate.inc/sluice/signals"
+)
+
+const (
+	liveEvery = time.Second      // how often the store is asked what is new, for all viewers of an org together
+	liveAgain = 10 * time.Second // how far each question reaches back: consumers commit out of order
+	liveKeep  = 5 * time.Minute  // how long an arrival is told of; who was away longer reloads
+	liveMost  = 1000             // arrivals kept of one org
+)
+
+// A liveFeed asks the store once a second what is new, however many pages wait for it.
+type liveFeed struct {
+	mu   sync.Mutex
+	orgs map[string]*orgFeed
+}
+
+type orgFeed struct {
+	mu      sync.Mutex // held while the store is asked, so that the others wait for its answer instead of asking too
+	asked   time.Time
+	counted time.Time
+	unacked int
+	recent  []signals.Alert // in the order of StoredAt
+}
+
+func newLiveFeed() *liveFeed { return &liveFeed{orgs: map[string]*orgFeed{}} }
+
+func (l *liveFeed) org(name string) *orgFeed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f, ok := l.orgs[name]
+	if !ok {
+		f = &orgFeed{}
+		l.orgs[name] = f
+	}
+	return f
+}
+
+// forget has the next page count anew, after a change made here.
+func (l *liveFeed) forget(org string) {
+	f := l.org(org)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.counted = time.Time{}
+}
+
+// unacknowledged counts open alerts of WARN and above, at most a second late.
+func (l *liveFeed) unacknowledged(ctx context.Context, store *signals.Store, org string, now time.Time) (int, error) {
+	f := l.org(org)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now.Sub(f.counted) < liveEvery {
+		return f.unacked, nil
+	}
+	n, err := store.Unacknowledged(ctx, org)
+	if err != nil {
+		return 0, err
+	}
+	f.unacked, f.counted = n, now
+	return n, nil
+}
+
+// arrived counts what matches and was stored after a time.
+func (l *liveFeed) arrived(ctx context.Context, store *signals.Store, org string, now, after time.Time, match func(*signals.Alert) bool) (int, error) {
+	f := l.org(org)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now.Sub(f.asked) >= liveEvery {
+		since := f.asked.Add(-liveAgain)
+		if f.asked.IsZero() {
+			since = now.Add(-liveKeep)
+		}
+		found, err := store.Arrived(ctx, org, since, liveMost)
+		if err != nil {
+			return 0, err
+		}
+		f.merge(found, now)
+	}
+	n := 0
+	for i := range f.recent {
+		if f.recent[i].StoredAt.After(after) && match(&f.recent[i]) {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func (f *orgFeed) merge(found []signals.Alert, now time.Time) {
+	f.asked = now
+	known := map[string]bool{}
+	for i := range f.recent {
+		known[f.recent[i].Event.ID] = true
+	}
+	for _, a := range found {
+		if !known[a.Event.ID] {
+			f.recent = append(f.recent, a)
+		}
+	}
+	f.recent = slices.DeleteFunc(f.recent, func(a signals.Alert) bool { return now.Sub(a.StoredAt) > liveKeep })
+	if over := len(f.recent) - liveMost; over > 0 {
+		f.recent = slices.Delete(f.recent, 0, over)
+	}
+}
+
+// matches reports whether an alert that has just arrived belongs on a page with this filter. All that arrives is open.
+func (s alertState) matches(a *signals.Alert) bool {
+	e := &a.Event
+	environment, account := "", ""
+	if e.Service != nil {
+		environment, account = e.Service.Environment, e.Service.ID
+	}
+	f := s.filter()
+	return slices.Contains(f.Severities, e.Severity) &&
+		(len(f.Categories) == 0 || slices.Contains(f.Categories, e.Category)) &&
+		(len(f.Types) == 0 || slices.Contains(f.Types, e.Type)) &&
+		(len(f.Environments) == 0 || slices.Contains(f.Environments, environment)) &&
+		(f.Account == "" || f.Account == account) && !e.DetectedAt.Before(f.Since)
+}
+
+// alertsNew answers a page that is open: how many signals have arrived that belong on it, and the counter of the menu.
+func (c *Console) alertsNew(w http.ResponseWriter, r *http.Request, v *visit) error {
+	s := readAlertState(r.URL.Query())
+	after, err := time.Parse(time.RFC3339Nano, r.URL.Query().Get("after"))
+	if err != nil || s.badValues {
+		return &badRequestError{text: "The address lacks the time of the page."}
+	}
+	now := c.now()
+	n, err := c.live.arrived(r.Context(), c.signals, v.admin.Org, now, after, s.matches)
+	if err != nil {
+		return err
+	}
+	unacked, err := c.live.unacknowledged(r.Context(), c.signals, v.admin.Org, now)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(struct {
+		New            int    `json:"new"`
+		Unacknowledged string `json:"unacknowledged"`
+	}{n, countWords(unacked)})
+	if err != nil {
+		return fmt.Errorf("encode what is new: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	send(w, r, http.StatusOK, body)
+	return nil
+}
+
+// countWords is a counter that stops counting: "999+".
+func countWords(n int) string {
+	if n >= signals.MaxCounted {
+		return strconv.Itoa(signals.MaxCounted-1) + "+"
+	}
+	return strconv.Itoa(n)
+}

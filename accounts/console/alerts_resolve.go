@@ -1,0 +1,123 @@
+package console
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"flowstate.inc/sluice/signals"
+)
+
+func ruleWords(r *signals.RuleRef) string {
+	return fmt.Sprintf("%s sets %s (policy version %d)", r.ID, r.Action, r.PolicyVersion)
+}
+
+// maxUndo is how many alerts a toast can take back: their ids stand in its cookie.
+const maxUndo = 50
+
+func (c *Console) resolve(w http.ResponseWriter, r *http.Request, v *visit) error {
+	if err := parseForm(r); err != nil {
+		return err
+	}
+	ids, how := r.PostForm["ids"], signals.Resolution(r.PostFormValue("resolution"))
+	if len(ids) == 0 {
+		c.setToast(w, r, "none", "0")
+		http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
+		return nil
+	}
+	found, err := c.signals.Resolve(r.Context(), v.admin.Org, c.signalsBy(r, v), ids, how, strings.TrimSpace(strings.ReplaceAll(r.PostFormValue("note"), "\r\n", "\n")))
+	if err != nil {
+		return settleError(err)
+	}
+	c.live.forget(v.admin.Org)
+	c.setToast(w, r, append([]string{string(how), strconv.Itoa(len(found))}, undoable(found)...)...)
+	http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
+	return nil
+}
+
+func (c *Console) reopen(w http.ResponseWriter, r *http.Request, v *visit) error {
+	if err := parseForm(r); err != nil {
+		return err
+	}
+	found, err := c.signals.Reopen(r.Context(), v.admin.Org, c.signalsBy(r, v), r.PostForm["ids"])
+	if err != nil {
+		return settleError(err)
+	}
+	c.live.forget(v.admin.Org)
+	c.setToast(w, r, "reopened", strconv.Itoa(len(found)))
+	http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
+	return nil
+}
+
+func (c *Console) signalsBy(r *http.Request, v *visit) signals.By {
+	by := v.by(c, r)
+	return signals.By{Actor: by.Actor, IP: by.IP, Via: by.Via}
+}
+
+func settleError(err error) error {
+	if errors.Is(err, signals.ErrNotFound) {
+		return errNotFound
+	}
+	if errors.Is(err, signals.ErrBadQuestion) {
+		return &badRequestError{text: fmt.Sprintf("Choose how it is resolved, with at most %d signals and a note of at most %d bytes.", signals.MaxBulk, signals.MaxNote)}
+	}
+	return err
+}
+
+func undoable(found []signals.Alert) []string {
+	if len(found) > maxUndo {
+		return nil
+	}
+	ids := make([]string, len(found))
+	for i := range found {
+		ids[i] = found[i].Event.ID
+	}
+	return ids
+}
+
+// alertsBack is where a form on Alerts came from.
+func alertsBack(r *http.Request) string {
+	back := r.PostFormValue("back")
+	u, err := url.Parse(back)
+	if err != nil || u.IsAbs() || u.Host != "" || u.Path != alertsPath {
+		return alertsPath
+	}
+	return back
+}
+
+// alertToast says what was done to how many signals; resolving can be taken back, since what is offered to resolve is open. here is the page that shows the toast, and is shown again after the undo.
+func alertToast(parts []string, here string) *toast {
+	n, err := strconv.Atoi(parts[1])
+	if err != nil {
+		return nil
+	}
+	signalsWords := strconv.Itoa(n) + " signals"
+	if n == 1 {
+		signalsWords = "the signal"
+	}
+	t := &toast{}
+	switch parts[0] {
+	case "none":
+		t.Text = "No signal was selected."
+	case "reopened":
+		t.Text = "Reopened " + signalsWords + "."
+	case string(signals.Acknowledged):
+		t.Text = "Acknowledged " + signalsWords + "."
+	case string(signals.FalsePositive):
+		t.Text = "Closed " + signalsWords + " as false positive."
+	case string(signals.Escalated):
+		t.Text = "Escalated " + signalsWords + "."
+	default:
+		return nil
+	}
+	if len(parts) > 2 {
+		t.Undo = &undo{Action: alertsPath + "/reopen", Fields: []hidden{{"back", here}}}
+		for _, id := range parts[2:] {
+			t.Undo.Fields = append(t.Undo.Fields, hidden{"ids", id})
+		}
+	}
+	return t
+}

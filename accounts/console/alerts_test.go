@@ -1,0 +1,232 @@
+package console_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/signals"
+)
+
+// newest is the id of the newest alert of acme.
+func (s *site) newest(t *testing.T) string {
+	t.Helper()
+	p, err := s.signals.Alerts(t.Context(), "acme", signals.AlertFilter{Limit: 1})
+	if err != nil || len(p.Items) != 1 {
+		t.Fatalf("%d alerts: %v", len(p.Items), err)
+	}
+	return p.Items[0].Event.ID
+}
+
+func TestAlertsFilters(t *testing.T) {
+	s := newSite(t)
+	a, b := s.account(t, "nightly-digest-summariser", auth.Production).Account, s.account(t, "chatbot", auth.Staging).Account
+	id := s.session(t, "acme", auth.AIGovernanceView)
+	s.raise(t, a, "forecast_breach", signals.Budget, signals.Warn, time.Hour)
+	s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Block, 2*time.Hour)
+	s.raise(t, b, "wasteful_prompting", signals.BrandUsage, signals.Info, 3*time.Hour)
+	closed := s.raise(t, b, "secret_detected", signals.ContentSafety, signals.Warn, 4*time.Hour)
+	if _, err := s.signals.Resolve(t.Context(), "acme", signals.By{Actor: "x"}, []string{closed}, signals.Escalated, "see ticket 7"); err != nil {
+		t.Fatal(err)
+	}
+	f := func(query string, want ...string) {
+		t.Helper()
+		page := s.do(t, id, http.MethodGet, "/ai/alerts"+query, nil)
+		var got []string
+		for _, el := range page.elements(t, "a") {
+			if attr(el, "class") == "row" {
+				got = append(got, el.FirstChild.Data)
+			}
+		}
+		if strings.Join(got, " ") != strings.Join(want, " ") {
+			t.Errorf("%q: %v, want %v", query, got, want)
+		}
+	}
+	f("", "forecast_breach", "pii_detected")
+	f("?open=all", "forecast_breach", "pii_detected", "secret_detected")
+	f("?severity=BLOCK,INFO,WARN", "forecast_breach", "pii_detected", "wasteful_prompting")
+	f("?cat:contentSafety=1", "pii_detected")
+	f("?cat:contentSafety=1&cat:budget=1&sort=type", "forecast_breach", "pii_detected")
+	f("?sort=-severity", "pii_detected", "forecast_breach")
+	f("?environment=staging&severity=INFO", "wasteful_prompting")
+	f("?account="+b.ID+"&open=all", "secret_detected")
+	f("?type=forecast_breach", "forecast_breach")
+	f("?since="+url.QueryEscape(time.Now().Add(-90*time.Minute).UTC().Format(time.RFC3339)), "forecast_breach")
+	f("?cat:other=1")
+	for _, bad := range []string{"?severity=LOUD", "?sort=name", "?since=yesterday", "?cursor=zzz"} {
+		if got := s.do(t, id, http.MethodGet, "/ai/alerts"+bad, nil); got.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %d", bad, got.StatusCode)
+		}
+	}
+	drawer := s.do(t, id, http.MethodGet, "/ai/alerts?open=all&alert="+closed, nil)
+	for _, part := range []string{"service: chatbot / staging", "Escalated", "see ticket 7", "raised as BLOCK", b.KeyPrefix, "session-7", "Reopen", "forecast_usd", "<script>alert(1)</script>"} {
+		if !strings.Contains(drawer.text(t), part) {
+			t.Errorf("the drawer lacks %q", part)
+		}
+	}
+	if strings.Contains(drawer.body, `href="`+listPath) {
+		t.Error("the badge leads to a page that the admin may not open")
+	}
+	if page := s.do(t, s.session(t, "rival", auth.AllPermissions()...), http.MethodGet, "/ai/alerts?alert="+closed, nil); page.StatusCode != http.StatusNotFound {
+		t.Errorf("another org's alert: %d", page.StatusCode)
+	}
+	for _, path := range []string{"/ai/alerts", "/ai/alerts/new?after=2026-01-01T00:00:00Z"} {
+		if got := s.do(t, s.session(t, "acme", auth.SettingsIntegrationsUpdate), http.MethodGet, path, nil); got.StatusCode != http.StatusForbidden {
+			t.Errorf("%s without the permission: %d", path, got.StatusCode)
+		}
+	}
+}
+
+func TestResolveAndUndo(t *testing.T) {
+	s := newSite(t)
+	a := s.account(t, "chatbot", auth.Production).Account
+	id := s.session(t, "acme", auth.AIGovernanceView)
+	ids := []string{s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, time.Hour), s.raise(t, a, "forecast_breach", signals.Budget, signals.Warn, time.Hour)}
+	back := "/ai/alerts?sort=type"
+	done := s.do(t, id, http.MethodPost, "/ai/alerts/resolve", url.Values{"ids": ids, "resolution": {"false_positive"}, "note": {"a test"}, "back": {back}})
+	if done.StatusCode != http.StatusSeeOther || done.Header.Get("Location") != back {
+		t.Fatalf("resolve: %d to %q", done.StatusCode, done.Header.Get("Location"))
+	}
+	alert, err := s.signals.Alert(t.Context(), "acme", ids[0])
+	if err != nil || alert.Resolution != signals.FalsePositive || alert.Note != "a test" || alert.ResolvedBy != "grace@acme.example" {
+		t.Errorf("resolved as %+v: %v", alert, err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.server.URL+back, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.AddCookie(&http.Cookie{Name: "sluice-session", Value: id})
+	for _, c := range done.Cookies() {
+		req.AddCookie(c)
+	}
+	page := s.send(t, req)
+	if !strings.Contains(page.text(t), "Closed 2 signals as false positive. Undo") {
+		t.Errorf("no way back: %s", page.text(t))
+	}
+	if got := s.do(t, id, http.MethodPost, "/ai/alerts/reopen", url.Values{"ids": ids, "back": {"//evil.example"}}); got.Header.Get("Location") != "/ai/alerts" {
+		t.Errorf("reopen: %d to %q", got.StatusCode, got.Header.Get("Location"))
+	}
+	if alert, err := s.signals.Alert(t.Context(), "acme", ids[1]); err != nil || !alert.Open() {
+		t.Errorf("not reopened: %v", err)
+	}
+	for form, want := range map[*url.Values]int{
+		{"ids": ids, "resolution": {"done"}}:                     http.StatusBadRequest,
+		{"ids": {"sig_nothing"}, "resolution": {"acknowledged"}}: http.StatusNotFound,
+		{"resolution": {"acknowledged"}}:                         http.StatusSeeOther,
+		{"ids": {"a\x00b"}, "resolution": {"acknowledged"}}:      http.StatusNotFound,
+	} {
+		if got := s.do(t, id, http.MethodPost, "/ai/alerts/resolve", *form); got.StatusCode != want {
+			t.Errorf("%v: %d, want %d", *form, got.StatusCode, want)
+		}
+	}
+	rival := s.session(t, "rival", auth.AllPermissions()...)
+	if got := s.do(t, rival, http.MethodPost, "/ai/alerts/resolve", url.Values{"ids": ids, "resolution": {"escalated"}}); got.StatusCode != http.StatusNotFound {
+		t.Errorf("another org resolved it: %d", got.StatusCode)
+	}
+}
+
+func TestArrivals(t *testing.T) {
+	s := newSite(t)
+	a := s.account(t, "chatbot", auth.Production).Account
+	id := s.session(t, "acme", auth.AIGovernanceView)
+	after := url.QueryEscape(time.Now().Add(-time.Second).UTC().Format(time.RFC3339Nano))
+	s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, 0)
+	s.raise(t, a, "wasteful_prompting", signals.BrandUsage, signals.Info, 0)
+	f := func(query string, want int) {
+		t.Helper()
+		var got struct {
+			New            int
+			Unacknowledged string
+		}
+		page := s.do(t, id, http.MethodGet, "/ai/alerts/new?after="+after+query, nil)
+		if err := json.Unmarshal([]byte(page.body), &got); err != nil || got.New != want || got.Unacknowledged != "1" {
+			t.Errorf("%q: %d %s, want %d new", query, page.StatusCode, page.body, want)
+		}
+	}
+	f("", 1)
+	f("&severity=INFO,WARN", 2)
+	f("&cat:budget=1", 0)
+	f("&environment=staging", 0)
+	f("&account="+a.ID, 1)
+}
+
+// TestAlertsStory is the inbox in a real browser: a signal arrives by itself, shows its badge, and is resolved and taken back.
+func TestAlertsStory(t *testing.T) {
+	b, s := newBrowser(t), newSite(t)
+	a := s.account(t, "nightly-digest-summariser", auth.Production).Account
+	tb := b.tab(t, s, s.session(t, "acme", auth.AllPermissions()...))
+	tb.open("/ai/alerts?cat:budget=1")
+	if !strings.Contains(tb.visible(), "No signal matches") {
+		t.Error("no empty state")
+	}
+	id := s.raise(t, a, "forecast_breach", signals.Budget, signals.Warn, 0)
+	tb.wait(`document.querySelector("a.row")?.innerText === "forecast_breach"`)
+	tb.wait(`document.querySelector(".side .count")?.innerText.startsWith("1")`)
+
+	// While one reads, what arrives is announced and moves nothing.
+	tb.keys("j")
+	tb.wait(`document.activeElement.matches("a.row")`)
+	s.raise(t, a, "forecast_breach", signals.Budget, signals.Block, 0)
+	tb.wait(`document.querySelector("[data-arrivals]")?.innerText.includes("1 new signal")`)
+	if tb.eval(`document.querySelectorAll("a.row").length`) != "1" {
+		t.Error("what arrived moved the list")
+	}
+	tb.shot("alerts-arrival")
+	tb.click("[data-arrivals] button")
+	tb.wait(`document.querySelectorAll("a.row").length === 2`)
+
+	tb.click(`tr[data-alert="` + id + `"] a.row`)
+	tb.wait(modal + ` && document.querySelector("dialog.drawer").innerText.includes("service: nightly-digest-summariser / production")`)
+	if got := tb.eval(`document.querySelector("dialog.drawer .badge a").getAttribute("href")`); got != listPath+"/"+a.ID {
+		t.Errorf("the badge leads to %q", got)
+	}
+	tb.axe("drawer")
+	tb.do(chromedp.SendKeys(chromedp.CSS("#note"), "a known peak"))
+	tb.click(`dialog button[value="acknowledged"]`)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Acknowledged the signal.")`)
+	if got := tb.eval(`document.querySelectorAll("a.row").length + location.search`); got != "1?cat%3Abudget=1" {
+		t.Errorf("after resolving: %s", got)
+	}
+	tb.keys("u")
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Reopened") && document.querySelectorAll("a.row").length === 2`)
+
+	// By keyboard alone: the row, acknowledged; the focus stays in the list.
+	tb.keys("j")
+	tb.keys("j")
+	tb.keys("k")
+	tb.keys("e")
+	tb.wait(`document.querySelectorAll("a.row").length === 1 && document.activeElement.matches("a.row")`)
+	tb.keys(kb.Enter)
+	tb.wait(modal)
+	tb.keys("e")
+	tb.wait(`document.querySelectorAll("a.row").length === 0 && !document.querySelector("dialog[open]")`)
+	tb.do(chromedp.Reload())
+	tb.wait(`document.body?.innerText.includes("No signal matches") && location.search.includes("cat%3Abudget")`)
+
+	// Bulk, with one note.
+	tb.open("/ai/alerts?open=all")
+	tb.wait(`document.querySelectorAll("a.row").length === 2`)
+	s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, 0)
+	s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, 0)
+	tb.wait(`document.querySelectorAll("a.row").length === 4`)
+	tb.click("tr:nth-child(1) .pick-box")
+	tb.click("tr:nth-child(2) .pick-box")
+	tb.wait(`getComputedStyle(document.querySelector(".bulk")).display === "flex"`)
+	tb.axe("bulk")
+	tb.shot("alerts-bulk")
+	tb.click(`.bulk button[value="escalated"]`)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Escalated 2 signals.")`)
+
+	// The trail has them all.
+	tb.open(listPath + "/" + a.ID)
+	if got := tb.eval(`[...document.querySelectorAll("#trail-title")].length + document.body.innerText.match(/forecast_breach/g).length`); got != "3" {
+		t.Errorf("the trail shows %s", got)
+	}
+}
