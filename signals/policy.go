@@ -63,6 +63,9 @@ func ParseRules(body []byte) ([]Rule, error) {
 	if len(body) > MaxDraftBytes {
 		return nil, PolicyErrors{{Detail: fmt.Sprintf("the draft is larger than %d bytes", MaxDraftBytes)}}
 	}
+	if keys.Match(body) {
+		return nil, PolicyErrors{{Detail: "the draft holds a whole key, which everybody would read; name keys by their prefix"}}
+	}
 	body = body[skipSpace(body, 0):]
 	if len(body) == 0 || body[0] != '{' || !validJSON(body) {
 		return nil, PolicyErrors{{Detail: `a draft is a JSON object, {"rules": [...]}`}}

@@ -165,7 +165,7 @@ func (r *Raised) setID(into *string, name, sent string, reason Reason) {
 		r.fail(reason, "%s %s", name, fault)
 		return
 	}
-	*into = sent
+	*into = redact(sent)
 }
 
 // badID says what is wrong with an id, or "". Control and format characters are refused: stores cannot keep the first,
@@ -209,5 +209,5 @@ func (r *Raised) setDetails(value []byte, lim Limits) {
 		r.fail(TooLarge, "details have %d bytes, over the limit of %d", b.Len(), lim.DetailsBytes)
 		return
 	}
-	r.Details = b.Bytes()
+	r.Details = redactBytes(b.Bytes())
 }
