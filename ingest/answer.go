@@ -3,7 +3,6 @@ package ingest
 import (
 	"encoding/json"
 	"math/rand/v2"
-	"strconv"
 
 	"flowstate.inc/sluice/auth"
 )
@@ -15,6 +14,7 @@ const (
 	served           refusal = "ok"
 	noCredentials    refusal = refusal(auth.NoCredentials)
 	malformedKey     refusal = refusal(auth.Malformed)
+	ambiguousKey     refusal = "ambiguous_key"
 	unknownKey       refusal = refusal(auth.Unknown) // and the other reasons of auth.Refusal
 	authAway         refusal = "auth_unavailable"
 	rateLimited      refusal = "rate_limited"
@@ -26,6 +26,7 @@ const (
 	bodyTooLarge     refusal = "body_too_large"
 	headersTooLarge  refusal = "headers_too_large"
 	readTimeout      refusal = "timeout"
+	bodyCut          refusal = "body_cut" // the client left in the middle of it
 	malformedRequest refusal = "malformed_request"
 	nothingValid     refusal = "nothing_valid"
 	kafkaAway        refusal = "kafka_unavailable"
@@ -41,9 +42,11 @@ type response struct {
 	reason      refusal
 	contentType string
 	body        []byte
-	retryAfter  int    // seconds; 0: none
-	allow       string // with 405
-	challenge   bool   // with 401: WWW-Authenticate
+	detail      string // of a refusal, for gRPC; the others have it in body
+	retryAfter  int           // seconds; 0: none
+	allow       string        // with 405
+	challenge   bool          // with 401: WWW-Authenticate
+	limit       auth.Decision // of the key; no headers where it has none
 }
 
 // later is a jittered Retry-After in whole seconds, so that clients refused together do not come back together.
@@ -70,20 +73,26 @@ var titles = map[int]string{
 	503: "Service unavailable",
 }
 
-func problemBody(code int, detail, requestID string) []byte {
-	b, err := json.Marshal(problem{Type: "about:blank", Title: titles[code], Status: code, Detail: detail, RequestID: requestID})
+func problemBody(code int, detail string, id requestID) []byte {
+	b, err := json.Marshal(problem{Type: "about:blank", Title: titles[code], Status: code, Detail: detail, RequestID: id.String()})
 	if err != nil {
 		panic("BUG: problem does not marshal: " + err.Error())
 	}
 	return b
 }
 
-// newRequestID is 16 hex digits, unique enough to find one request in a day's log.
-func newRequestID() string {
-	const digits = 16
-	s := strconv.FormatUint(rand.Uint64(), 16)
-	for len(s) < digits {
-		s = "0" + s
+// A requestID is unique enough to find one request in a day's log: 16 hex digits.
+type requestID [16]byte
+
+func (id requestID) String() string { return string(id[:]) }
+
+func newRequestID() requestID {
+	const digits = "0123456789abcdef"
+	var id requestID
+	n := rand.Uint64()
+	for i := range id {
+		id[i] = digits[n&15]
+		n >>= 4
 	}
-	return s
+	return id
 }

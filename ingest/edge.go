@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"time"
 
@@ -28,7 +30,9 @@ type EdgeConfig struct {
 	Decider  *signals.Decider
 	Topics   Topics
 
+	MaxRequestBytes int           // largest body as sent; default 64 MiB
 	MaxDecodedBytes int           // largest body after decompression; default 64 MiB
+	MaxBodyBytes    int64         // bytes of all bodies in memory, as sent, decoded and rewritten; default and least 4 × the larger of the two above
 	MaxMessageBytes int           // largest Kafka message; larger payloads are split; default 1,000,000
 	KafkaTimeout    time.Duration // how long a request waits for Kafka; default 4 s
 	AuthTimeout     time.Duration // how long a request waits for the look-up of its key; default 1 s
@@ -45,14 +49,23 @@ type Edge struct {
 	cfg    EdgeConfig
 	ledger *ledger
 	bodies *bodies
+	budget *budget
 	log    *slog.Logger
 }
 
+// bodyShare is how often the largest body must fit into MaxBodyBytes: as sent, decompressed, and growing while it is, one body alone takes up
+// to 2.5 times its limit, and the last quarter is not for large ones.
+const bodyShare = 4
+
 // NewEdge returns an edge that is ready to answer.
 func NewEdge(cfg EdgeConfig) *Edge {
+	if cfg.MaxRequestBytes == 0 {
+		cfg.MaxRequestBytes = 64 << 20
+	}
 	if cfg.MaxDecodedBytes == 0 {
 		cfg.MaxDecodedBytes = 64 << 20
 	}
+	cfg.MaxBodyBytes = max(cfg.MaxBodyBytes, bodyShare*int64(max(cfg.MaxRequestBytes, cfg.MaxDecodedBytes)))
 	if cfg.MaxMessageBytes == 0 {
 		cfg.MaxMessageBytes = 1_000_000
 	}
@@ -62,22 +75,34 @@ func NewEdge(cfg EdgeConfig) *Edge {
 	if cfg.AuthTimeout == 0 {
 		cfg.AuthTimeout = time.Second
 	}
-	return &Edge{cfg: cfg, ledger: newLedger(cfg.Registerer), bodies: newBodies(cfg.MaxDecodedBytes), log: cfg.Logger}
+	return &Edge{
+		cfg: cfg, ledger: newLedger(cfg.Registerer), bodies: newBodies(cfg.MaxRequestBytes, cfg.MaxDecodedBytes),
+		budget: newBudget(cfg.MaxBodyBytes, cfg.Registerer), log: cfg.Logger,
+	}
 }
 
-// A request is what the edge needs of one HTTP request. Its bytes are the listener's: they are valid until handle returns, and nothing
+// A request is what the edge needs of one request. Its bytes are the listener's: they are valid until serve returns, and nothing
 // that outlives the call may alias them.
 type request struct {
-	id              string
+	id              requestID
 	method, path    []byte
 	key             []byte // x-flowstate-key
 	authorization   []byte
-	contentType     string
-	contentEncoding string
-	idempotencyKey  string
-	body            []byte
+	ambiguous       bool // a header of the two above was given twice, with different values
+	contentType     []byte
+	contentEncoding []byte // all of its fields, comma-separated
+	idempotencyKey  []byte
 	remote          netip.Addr
-	received        time.Time // when the last byte of the body was here
+	received        time.Time // when the last byte of the body was here; until then, when its headers were
+
+	// grpc: the path names a method and the answer is the caller's to frame.
+	grpc bool
+
+	body   io.Reader // nil: none
+	length int       // of body as announced; -1: not announced
+	// open, where it is not nil, is asked for the length and the coding of the body before its first byte is read: gRPC says both there.
+	open func() (int, coding, error)
+	read bool // body was read to its end
 }
 
 // route is where a path leads. records is the kind of otlp payload for the three OTLP paths.
@@ -95,42 +120,152 @@ var routes = map[string]route{
 	"/v1/whoami":  {kindWhoami, "GET", 0},
 }
 
+var methods = map[string]route{
+	"/opentelemetry.proto.collector.logs.v1.LogsService/Export":       {kindLogs, "POST", otlp.Logs},
+	"/opentelemetry.proto.collector.trace.v1.TraceService/Export":     {kindSpans, "POST", otlp.Spans},
+	"/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": {kindMetrics, "POST", otlp.Metrics},
+}
+
+func (r *request) route() (route, bool) {
+	if r.grpc {
+		rt, ok := methods[string(r.path)]
+		return rt, ok
+	}
+	rt, ok := routes[string(r.path)]
+	return rt, ok
+}
+
 const paths = "POST /v1/logs, /v1/traces, /v1/metrics (OTLP) and /v1/signals; GET /v1/whoami"
 
-// handle answers one request and counts it.
-func (e *Edge) handle(ctx context.Context, r *request) response {
-	kind, res := e.answer(ctx, r)
+// serve answers one request and counts it. A panic becomes a counted 500: one request's bug must not take down the others. The log has the
+// stack, not the request.
+func (e *Edge) serve(ctx context.Context, r *request) response {
+	var res response
+	func() {
+		defer func() {
+			if v := recover(); v != nil {
+				e.log.Error("panic in a request", "request_id", r.id.String(), "stack", string(debug.Stack()))
+				rt, _ := r.route()
+				res = e.count(rt, r, e.refuse(r, rt, refused{code: 500, reason: panicked, detail: "This is a fault of ours. Request " + r.id.String() + "."}))
+			}
+		}()
+		rt, res0 := e.answer(ctx, r)
+		res = e.count(rt, r, res0)
+	}()
+	return res
+}
+
+// count adds an answer to the metrics and the log.
+func (e *Edge) count(rt route, r *request, res response) response {
+	kind := rt.kind
+	if kind == "" {
+		kind = kindOther
+	}
 	e.ledger.request(kind, res.code, res.reason, time.Since(r.received))
-	if res.code >= 500 && res.reason != kafkaAway {
-		e.log.Warn("request refused", "request_id", r.id, "kind", kind, "code", res.code, "reason", string(res.reason))
-	} else if res.code >= 400 {
-		e.log.Debug("request refused", "request_id", r.id, "kind", kind, "code", res.code, "reason", string(res.reason))
+	if res.code < 400 {
+		return res
+	}
+	level := slog.LevelDebug
+	if res.code >= 500 && res.reason != kafkaAway && res.reason != overloaded {
+		level = slog.LevelWarn
+	}
+	if e.log.Enabled(context.Background(), level) {
+		e.log.Log(context.Background(), level, "request refused", "request_id", r.id.String(), "kind", kind, "code", res.code, "reason", string(res.reason))
 	}
 	return res
 }
 
-func (e *Edge) answer(ctx context.Context, r *request) (string, response) {
-	rt, ok := routes[string(r.path)]
+func (e *Edge) answer(ctx context.Context, r *request) (route, response) {
+	rt, id, how, fail := e.admit(ctx, r)
+	if fail != nil {
+		return rt, e.refuse(r, rt, *fail)
+	}
+	if rt.kind == kindWhoami {
+		return rt, whoami(id, r.id)
+	}
+	c := charge{budget: e.budget, key: id.KeyPrefix}
+	defer c.release()
+	body, fail := e.take(r, rt, how, &c)
+	if fail != nil {
+		return rt, e.refuse(r, rt, *fail)
+	}
+	if rt.kind == kindSignals {
+		return rt, e.signals(ctx, r, id, body, &c)
+	}
+	return rt, e.otlp(ctx, r, rt, id, body, &c)
+}
+
+// refuseEarly is for a client that waits to be told before it sends its body: what can be decided without it is. It reports whether the
+// request is refused; if not, nothing has happened yet.
+func (e *Edge) refuseEarly(ctx context.Context, r *request) (response, bool) {
+	rt, _, _, fail := e.admit(ctx, r)
+	if fail == nil {
+		return response{}, false
+	}
+	return e.count(rt, r, e.refuse(r, rt, *fail)), true
+}
+
+// admit decides what can be decided before the body is read: is there such a path, whose key is it, is the body of a kind and size that
+// can be taken.
+func (e *Edge) admit(ctx context.Context, r *request) (route, auth.Identity, coding, *refused) {
+	rt, ok := r.route()
 	if !ok {
-		return kindOther, e.problem(r, 404, unknownPath, "There is nothing at this path. The edge has "+paths+".")
+		return rt, auth.Identity{}, 0, &refused{code: 404, reason: unknownPath, detail: "There is nothing at this path. The edge has " + paths + "."}
 	}
 	if string(r.method) != rt.method {
-		res := e.problem(r, 405, wrongMethod, "This path takes "+rt.method+".")
-		res.allow = rt.method
-		return rt.kind, res
+		return rt, auth.Identity{}, 0, &refused{code: 405, reason: wrongMethod, detail: "This path takes " + rt.method + ".", allow: rt.method}
 	}
-	id, refused := e.authenticate(ctx, r)
-	if refused != nil {
-		return rt.kind, e.refuse(r, rt, *refused)
+	id, fail := e.authenticate(ctx, r)
+	if fail != nil || rt.kind == kindWhoami {
+		return rt, id, 0, fail
 	}
-	switch rt.kind {
-	case kindWhoami:
-		return rt.kind, whoami(id, r.id)
-	case kindSignals:
-		return rt.kind, e.signals(ctx, r, id)
-	default:
-		return rt.kind, e.otlp(ctx, r, rt, id)
+	if rt.payload != 0 && !r.grpc && !isJSON(r.contentType) && !isProtobuf(r.contentType) {
+		return rt, id, 0, &refused{code: 415, reason: wrongContentType,
+			detail: "Send Content-Type: application/x-protobuf (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf) or application/json."}
 	}
+	how, err := codingOf(r.contentEncoding)
+	if err == nil && r.length > e.cfg.MaxRequestBytes {
+		err = errTooLarge
+	}
+	if err != nil {
+		fail := e.bodyRefusal(err)
+		return rt, id, 0, &fail
+	}
+	return rt, id, how, nil
+}
+
+// take reads the body of an admitted request and decodes it, for OTLP down to protobuf. The buffer is charged to c.
+func (e *Edge) take(r *request, rt route, how coding, c *charge) (*buffer, *refused) {
+	body, err := e.receive(r, how, c)
+	r.received = time.Now()
+	if err == nil && rt.payload != 0 && !r.grpc && isJSON(r.contentType) {
+		body, err = e.bodies.convert(c, rt.payload, body)
+	}
+	if err != nil {
+		fail := e.bodyRefusal(err)
+		return nil, &fail
+	}
+	return body, nil
+}
+
+func (e *Edge) receive(r *request, how coding, c *charge) (*buffer, error) {
+	if r.open != nil {
+		var err error
+		if r.length, how, err = r.open(); err != nil {
+			return nil, err
+		}
+	}
+	source := r.body
+	if source == nil {
+		source = http.NoBody
+	}
+	body, err := e.bodies.read(c, source, r.length)
+	if err != nil {
+		return nil, err
+	}
+	r.read = true
+	r.received = time.Now()
+	return e.bodies.decode(c, how, body)
 }
 
 // A refused request has a code, a reason for the metric and a sentence for the sender.
@@ -139,18 +274,22 @@ type refused struct {
 	reason     refusal
 	detail     string
 	retryAfter int
+	allow      string // with 405
 }
 
 // authenticate says whose key it is. One 401 for unknown, revoked and malformed alike: which of them it was stands in our log and metrics only.
 func (e *Edge) authenticate(ctx context.Context, r *request) (auth.Identity, *refused) {
 	const dead = "The key is not valid here. Check that it was copied whole and has not been revoked; if it is lost, delete the service account and create it again. "
+	if r.ambiguous {
+		return auth.Identity{}, &refused{code: 401, reason: ambiguousKey, detail: "The key was sent more than once, with different values. Send one."}
+	}
 	cred, err := auth.FromHeaders(r.key, r.authorization)
 	switch {
 	case errors.Is(err, auth.ErrNoCredentials):
 		return auth.Identity{}, &refused{code: 401, reason: noCredentials,
 			detail: "No key was sent. Set the header x-flowstate-key to a telemetry key (for OpenTelemetry: OTEL_EXPORTER_OTLP_HEADERS=x-flowstate-key=KEY)."}
 	case err != nil:
-		return auth.Identity{}, &refused{code: 401, reason: malformedKey, detail: dead + "Request " + r.id + "."}
+		return auth.Identity{}, &refused{code: 401, reason: malformedKey, detail: dead + "Request " + r.id.String() + "."}
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.AuthTimeout)
 	defer cancel()
@@ -164,34 +303,32 @@ func (e *Edge) authenticate(ctx context.Context, r *request) (auth.Identity, *re
 		if errors.As(err, &why) {
 			reason = refusal(why.Reason)
 		}
-		e.log.Info("key refused", "request_id", r.id, "prefix", cred.Key.Prefix(), "reason", string(reason), "remote", r.remote.String())
-		return auth.Identity{}, &refused{code: 401, reason: reason, detail: dead + "Request " + r.id + "."}
+		e.log.Info("key refused", "request_id", r.id.String(), "prefix", cred.Key.Prefix(), "reason", string(reason), "remote", r.remote.String())
+		return auth.Identity{}, &refused{code: 401, reason: reason, detail: dead + "Request " + r.id.String() + "."}
 	}
 	return auth.Identity{}, &refused{code: 503, reason: authAway, detail: "Nobody can say whose key this is at the moment. Try again later.", retryAfter: later()}
 }
 
-// refuse answers in the encoding that the path speaks.
+// refuse answers in the encoding that the path speaks: google.rpc.Status in the request's own where it is OTLP's, else RFC 9457. A path that
+// does not exist answers a protobuf request in protobuf, since its sender can read nothing else.
 func (e *Edge) refuse(r *request, rt route, f refused) response {
-	var res response
-	if rt.kind == kindSignals || rt.kind == kindWhoami {
-		res = e.problem(r, f.code, f.reason, f.detail)
-	} else {
-		res = otlpError(encodingOf(r.contentType), f)
+	res := response{code: f.code, reason: f.reason, detail: f.detail, retryAfter: f.retryAfter, allow: f.allow, challenge: f.code == 401}
+	switch {
+	case r.grpc:
+	case rt.payload != 0 || rt.kind == "" && isProtobuf(r.contentType):
+		enc := encodingOf(r.contentType)
+		res.contentType, res.body = enc.ContentType(), otlp.AppendStatus(nil, enc, grpcCodes[f.code], f.detail)
+	default:
+		res.contentType, res.body = typeProblem, problemBody(f.code, f.detail, r.id)
 	}
-	res.retryAfter = f.retryAfter
-	res.challenge = f.code == 401
 	return res
 }
 
-func (e *Edge) problem(r *request, code int, reason refusal, detail string) response {
-	return response{code: code, reason: reason, contentType: typeProblem, body: problemBody(code, detail, r.id)}
-}
-
-func whoami(id auth.Identity, requestID string) response {
+func whoami(id auth.Identity, requestID requestID) response {
 	b, err := json.Marshal(struct {
 		*auth.Principal
 		RequestID string `json:"request_id"`
-	}{id.Principal, requestID})
+	}{id.Principal, requestID.String()})
 	if err != nil {
 		panic("BUG: principal does not marshal: " + err.Error())
 	}

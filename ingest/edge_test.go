@@ -692,3 +692,35 @@ func TestWhatStamps(t *testing.T) {
 		t.Error("whoami or a 4xx has stamped")
 	}
 }
+
+// A key over its own limit gets 429 with Retry-After and RateLimit, while every request of another succeeds.
+func TestLimits(t *testing.T) {
+	e := startEdge(t)
+	slow := service(auth.Production)
+	slow.Limits.RequestsPerSecond = 5
+	limited, other := e.add(slow), e.add(service(auth.Staging))
+	var refused int
+	for range 50 {
+		a, _ := e.signals(limited, `{"type":"forecast_breach"}`)
+		switch a.code {
+		case 200:
+		case 429:
+			refused++
+			if a.header.Get("Retry-After") == "" || !strings.Contains(a.header.Get("RateLimit"), `"requests";r=0`) || a.header.Get("RateLimit-Policy") != `"requests";q=5;w=1` {
+				t.Errorf("headers %v", a.header)
+			}
+		default:
+			t.Errorf("%s", a)
+		}
+		if a, _ := e.signals(other, `{"type":"forecast_breach"}`); a.code != 200 {
+			t.Errorf("the other key: %s", a)
+		}
+	}
+	if refused == 0 {
+		t.Error("50 requests at 5 a second were never refused")
+	}
+	if a := e.send("GET", "/v1/whoami", nil, "x-flowstate-key", limited); a.code != 200 {
+		t.Errorf("whoami over the limit: %s", a)
+	}
+	e.balanced()
+}

@@ -74,6 +74,7 @@ type ledger struct {
 	duration *prometheus.HistogramVec
 	byKind   map[string]prometheus.Observer
 	forged   prometheus.Counter
+	own      *prometheus.CounterVec
 }
 
 type outcomeKey struct {
@@ -115,8 +116,12 @@ func newLedger(reg prometheus.Registerer) *ledger {
 			Name: "sluice_ingest_forged_attributes_total",
 			Help: "Attributes under flowstate. that clients sent and the edge removed.",
 		}),
+		own: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_ingest_own_signals_total",
+			Help: "Signals that Sluice raised itself, which no sender is told about, by what became of them.",
+		}, []string{"outcome"}),
 	}
-	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged)
+	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged, l.own)
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
 		l.received[kind] = received.WithLabelValues(kind)
 		for outcome, reasons := range signals.Reasons {

@@ -3,7 +3,9 @@ package ingest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -127,6 +129,11 @@ func (s *Server) write(ctx *fasthttp.RequestCtx, r *request, res response) {
 	}
 	if res.challenge {
 		h.Set("WWW-Authenticate", `Bearer realm="sluice"`)
+	}
+	if res.limit.Limit > 0 {
+		// draft-ietf-httpapi-ratelimit-headers: what the limit is, what is left of it, and seconds until it is whole again.
+		h.Set("RateLimit-Policy", fmt.Sprintf("%q;q=%d;w=1", res.limit.By, res.limit.Limit))
+		h.Set("RateLimit", fmt.Sprintf("%q;r=%d;t=%d", res.limit.By, res.limit.Remaining, int(math.Ceil(res.limit.Reset.Seconds()))))
 	}
 	ctx.Response.SetBodyRaw(res.body)
 }

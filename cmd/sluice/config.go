@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"flowstate.inc/sluice/auth"
 )
 
 // A config is everything that can be set from outside. Each field is a flag, the flag's name in upper case with underscores and
@@ -33,6 +35,7 @@ type config struct {
 	roles                                             []string
 	maxRequestBytes, maxDecodedBytes                  int
 	maxInflightBytes                                  int64
+	defaultLimits                                     auth.Limits
 	logLevel, logFormat                               string
 }
 
@@ -90,6 +93,8 @@ func (c *config) serverFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.maxRequestBytes, "max-request-bytes", 64<<20, "largest request body, as sent")
 	f.IntVar(&c.maxDecodedBytes, "max-decoded-bytes", 64<<20, "largest request body after decompression")
 	f.Int64Var(&c.maxInflightBytes, "max-inflight-bytes", 256<<20, "bytes waiting for Kafka, beyond which requests are answered 503")
+	f.Int64Var(&c.defaultLimits.RequestsPerSecond, "default-requests-per-second", 0, "limit on each edge of a key that names none (0: no limit)")
+	f.Int64Var(&c.defaultLimits.BytesPerSecond, "default-bytes-per-second", 0, "limit on each edge of a key that names none, bytes as sent (0: no limit)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "auto", "json, text, or auto: text on a terminal")
 }

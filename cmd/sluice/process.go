@@ -44,11 +44,13 @@ type process struct {
 	redis redis.UniversalClient // nil: none
 	wake  <-chan struct{}       // key_changes has moved
 
-	chain    *auth.Chain
-	producer *ingest.Producer
-	edge     *ingest.Server
-	admin    *http.Server
-	ops      *http.Server
+	chain      *auth.Chain
+	signalEdge *ingest.Edge
+	misuse     chan misuse // uses of revoked keys that are to be raised
+	producer   *ingest.Producer
+	edge       *ingest.Server
+	admin      *http.Server
+	ops        *http.Server
 
 	edgeLn, adminLn, opsLn net.Listener
 
@@ -106,12 +108,14 @@ func (p *process) wire() error {
 
 func (p *process) wireEdge() error {
 	var err error
+	p.misuse = make(chan misuse, 256)
 	p.chain, err = auth.NewChain(auth.ChainConfig{
 		Truth: auth.Truth{
 			Key: p.store.Key, AccountKey: p.store.AccountKey, AccountKeyByName: p.store.AccountKeyByName,
 			Changes: p.store.Changes, ReportEdge: p.store.ReportEdge, Stamp: p.store.Stamp,
 		},
 		Redis: p.redis, Wake: p.wake, MaxStale: p.cfg.authMaxStale, EdgeID: edgeID(), Registerer: p.reg, Logger: p.log,
+		DefaultLimits: p.cfg.defaultLimits, OnRevokedUse: p.noteMisuse,
 	})
 	if err != nil {
 		return err
@@ -136,7 +140,7 @@ func (p *process) wireEdge() error {
 	if err != nil {
 		return err
 	}
-	edge := ingest.NewEdge(ingest.EdgeConfig{
+	p.signalEdge = ingest.NewEdge(ingest.EdgeConfig{
 		Chain: p.chain, Producer: p.producer,
 		Decider:         decider,
 		Topics:          ingest.Topics{Logs: t.logs, Spans: t.spans, Metrics: t.metrics, Signals: t.signals},
@@ -146,7 +150,7 @@ func (p *process) wireEdge() error {
 	if err != nil {
 		return err
 	}
-	p.edge = ingest.NewServer(ingest.ServerConfig{Edge: edge, MaxRequestBytes: p.cfg.maxRequestBytes, TrustedProxies: proxies, Logger: p.log})
+	p.edge = ingest.NewServer(ingest.ServerConfig{Edge: p.signalEdge, MaxRequestBytes: p.cfg.maxRequestBytes, TrustedProxies: proxies, Logger: p.log})
 	return nil
 }
 
@@ -198,6 +202,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	var background, servers errgroup.Group
 	if p.chain != nil {
 		background.Go(func() error { return p.chain.Run(inner) })
+		background.Go(func() error { p.raiseMisuse(inner); return nil })
 	}
 	failed := make(chan error, 4)
 	serve := func(what string, f func() error) {
@@ -334,5 +339,36 @@ func (c *config) kafkaTransport() (*kafka.Transport, error) {
 func (p *process) changed(ch auth.Change) {
 	if p.chain != nil {
 		p.chain.Apply(ch)
+	}
+}
+
+// A misuse is one use of a revoked key.
+type misuse struct {
+	rec    auth.Record
+	remote netip.Addr
+}
+
+// noteMisuse is called on a request's goroutine and must not wait: in a flood over many revoked keys some are left out, and come again in a minute.
+func (p *process) noteMisuse(rec auth.Record, remote netip.Addr) {
+	select {
+	case p.misuse <- misuse{rec, remote}:
+	default:
+		p.log.Warn("too many revoked keys are in use to raise a signal for each", "prefix", rec.Prefix)
+	}
+}
+
+// raiseMisuse raises key_misuse_detected until ctx ends.
+func (p *process) raiseMisuse(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m := <-p.misuse:
+			call, cancel := context.WithTimeout(ctx, 5*time.Second)
+			if err := p.signalEdge.KeyMisuse(call, m.rec, m.remote); err != nil {
+				p.log.Warn("cannot raise key_misuse_detected", "prefix", m.rec.Prefix, "error", err)
+			}
+			cancel()
+		}
 	}
 }
