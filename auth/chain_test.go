@@ -389,46 +389,90 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// Everything at once, for the race detector: users, edits, revocations, feeds, stamps. Nobody is accepted after the
-// Apply of their revocation.
+// Everything at once, for the race detector: users of two edges, edits, revocations, feeds, stamps. Nobody is accepted
+// after the Apply of their revocation by the process that made it.
 func TestConcurrently(t *testing.T) {
-	d := newDatabase(new(clockwork).now)
-	c := newChain(t, d, func(cfg *ChainConfig) { cfg.MaxKeys = 16 }) // evictions all the time
-	ctx, stop := context.WithCancel(t.Context())
-	ran := make(chan error, 1)
-	go func() { ran <- c.Run(ctx) }()
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			for range 40 {
-				_, cred := d.create("x")
-				var gone atomic.Bool
-				var users sync.WaitGroup
-				for range 3 {
-					users.Go(func() {
-						for range 50 {
-							was := gone.Load()
-							i, err := c.Authenticate(context.Background(), cred, anywhere)
-							if err == nil {
-								i.Touch(time.Now())
-								i.Allow()
-							}
-							if was && err == nil {
-								t.Error("accepted after the revocation")
-							}
-						}
-					})
+	eachRedis(t, func(t *testing.T, r *testRedis) {
+		d := newDatabase(new(clockwork).now)
+		few := func(cfg *ChainConfig) { // evictions all the time
+			r.use(cfg)
+			cfg.MaxKeys = 16
+		}
+		c, other := newChain(t, d, few), newChain(t, d, few)
+		ctx, stop := context.WithCancel(t.Context())
+		ran := make(chan error, 2)
+		go func() { ran <- c.Run(ctx) }()
+		go func() { ran <- other.Run(ctx) }()
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for range 20 {
+					revokeUnderLoad(t, d, c, other)
 				}
-				c.Apply(d.change(cred, func(r *Record) { r.Principal.Team = "t" }))
-				c.Apply(d.revoke(cred))
-				gone.Store(true)
-				users.Wait()
+			})
+		}
+		wg.Wait()
+		stop()
+		for range 2 {
+			if err := <-ran; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func revokeUnderLoad(t *testing.T, d *database, c, other *Chain) {
+	_, cred := d.create("x")
+	var gone atomic.Bool
+	var users sync.WaitGroup
+	for range 3 {
+		users.Go(func() {
+			for range 50 {
+				was := gone.Load()
+				i, err := c.Authenticate(context.Background(), cred, anywhere)
+				if err == nil {
+					i.Touch(time.Now())
+					i.Allow()
+				}
+				if was && err == nil {
+					t.Error("accepted after the revocation")
+				}
+				_, _ = other.Authenticate(context.Background(), cred, anywhere)
 			}
 		})
 	}
-	wg.Wait()
-	stop()
-	if err := <-ran; err != nil {
-		t.Error(err)
+	c.Apply(d.change(cred, func(r *Record) { r.Principal.Team = "t" }))
+	c.Apply(d.revoke(cred))
+	gone.Store(true)
+	users.Wait()
+}
+
+// A database that was restored from a backup has gone back in its versions. It is the truth all the same, once what
+// was announced before is forgotten.
+func TestDatabaseGoesBack(t *testing.T) {
+	clk := new(clockwork)
+	d := newDatabase(clk.now)
+	_, cred := d.create("digest")
+	backup := d.keys[cred.Key.Prefix()]
+	d.change(cred, func(r *Record) { r.Principal.Name = "renamed" })
+	d.set(func() { d.changes = nil })
+	c := newChain(t, d, nil)
+	reads(t, c)
+	if i := accepted(t, c, cred); i.Name != "renamed" {
+		t.Fatal(i.Name)
+	}
+	d.set(func() { d.keys[backup.Prefix] = backup })
+	for range 61 {
+		clk.advance(time.Minute)
+		reads(t, c)
+	}
+	asked := d.asked.Load()
+	for range 10 {
+		if i := accepted(t, c, cred); i.Name != "digest" {
+			t.Fatal(i.Name)
+		}
+	}
+	if n := d.asked.Load() - asked; n != 1 {
+		t.Errorf("the database was asked %d times", n)
 	}
 }

@@ -81,7 +81,7 @@ func (c *Chain) insert(id PublicID, e *entry) *entry {
 		if !found {
 			return e, otter.WriteOp
 		}
-		if !old.stub && (old.rec.Version > e.rec.Version || old.rec.Version == e.rec.Version && old.checked > e.checked) {
+		if !old.stub && outranks(old, e) {
 			return old, otter.CancelOp
 		}
 		next := *e
@@ -89,6 +89,15 @@ func (c *Chain) insert(id PublicID, e *entry) *entry {
 		return &next, otter.WriteOp
 	})
 	return actual
+}
+
+// outranks reports whether a is the better of two answers for one key. Answers that raced are told apart by version; but
+// a lower version that Truth gave a minute later means that the database went back, to a backup, and it is the truth.
+func outranks(a, b *entry) bool {
+	if a.rec.Version > b.rec.Version {
+		return b.checked-a.checked < minute
+	}
+	return a.rec.Version == b.rec.Version && a.checked > b.checked
 }
 
 // drop takes a record older than version out of L1 and leaves the key's state. A record known to be revoked stays: no

@@ -81,7 +81,8 @@ func (c *Chain) fill(ctx context.Context, k flightKey, remote netip.Addr) (*entr
 			return c.insert(k.id, known), false, nil
 		}
 	}
-	e, err := c.askTruth(ctx, k, known != nil, remote)
+	// The key of a subject was named by Truth itself, so it is no guess of a stranger either.
+	e, err := c.askTruth(ctx, k, known != nil || k.hash == [32]byte{}, remote)
 	if err == nil || errors.Is(err, ErrNoKey) {
 		return e, err == nil || known != nil, err // what no cache held need not be forgotten there
 	}
@@ -140,7 +141,7 @@ func (c *Chain) askTruth(ctx context.Context, k flightKey, known bool, remote ne
 		}
 		e := c.insert(k.id, c.newEntry(rec, nil, begun))
 		if !c.behind(k.id, e) || !e.rec.RevokedAt.IsZero() {
-			if !known && (k.hash == [32]byte{} || k.hash == rec.Hash) {
+			if !known && k.hash == rec.Hash {
 				c.budget.payBack(remote)
 			}
 			return e, nil
