@@ -38,7 +38,7 @@ type auditDay struct {
 type auditPage struct {
 	frame
 	BaseURL               string
-	Actor, Since, Until   string
+	Who, Since, Until     string
 	TargetID, TargetLabel string
 	Actions               []auditAction
 	Days                  []auditDay
@@ -167,7 +167,7 @@ func (c *Console) audit(w http.ResponseWriter, r *http.Request, v *visit) error 
 	all := s
 	all.Cursor = ""
 	p := &auditPage{
-		frame: c.frame(w, r, v, auditPath, "Audit log"), BaseURL: auditPath, Actor: s.Actor, Since: s.Since, Until: s.Until, TargetID: s.Target,
+		frame: c.frame(w, r, v, auditPath, "Audit log"), BaseURL: auditPath, Who: s.Actor, Since: s.Since, Until: s.Until, TargetID: s.Target,
 		CSVURL: all.url(auditPath+"/export", "format", "csv"), NDJSONURL: all.url(auditPath+"/export", "format", "ndjson"),
 	}
 	for _, words := range auditWords() {

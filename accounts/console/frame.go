@@ -28,7 +28,8 @@ type navGroup struct {
 type navLink struct {
 	Label, URL, Icon string
 	Current          bool
-	Count            string // unacknowledged; "" shows none
+	Counted          bool   // has a counter
+	Count            string // unacknowledged; "" while there is none
 }
 
 type link struct{ Label, URL string }
@@ -78,7 +79,7 @@ func (c *Console) nav(ctx context.Context, v *visit, current string) []navGroup 
 			continue
 		}
 		if e.link.URL == alertsPath {
-			e.link.Count = c.countUnacknowledged(ctx, v)
+			e.link.Counted, e.link.Count = true, c.countUnacknowledged(ctx, v)
 		}
 		i := slices.IndexFunc(groups, func(g navGroup) bool { return g.Label == e.group })
 		if i < 0 {

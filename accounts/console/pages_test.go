@@ -104,8 +104,11 @@ func TestHeaders(t *testing.T) {
 	s := newSite(t)
 	s.seed(t, 0)
 	id := s.session(t, "acme", auth.AllPermissions()...)
-	for _, path := range []string{listPath, listPath + "?create=1", "/settings/ai/audit-log", "/sign-in", "/nowhere", "/sign-in/once?token=x"} {
+	for _, path := range []string{listPath, listPath + "?create=1", "/settings/ai/audit-log", "/ai/alerts", "/sign-in", "/nowhere", "/sign-in/once?token=x"} {
 		a := s.do(t, id, http.MethodGet, path, nil)
+		if signedIn := !strings.HasPrefix(path, "/sign-in"); signedIn && !strings.Contains(a.text(t), "Signed in as grace@acme.example") {
+			t.Errorf("%s does not say who is signed in", path)
+		}
 		h := a.Header
 		csp := h.Get("Content-Security-Policy")
 		if !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "frame-ancestors 'none'") || strings.Contains(csp, "unsafe") {

@@ -275,7 +275,11 @@
           const answer = await fetch(live.dataset.new, { credentials: "same-origin" });
           if (!answer.ok) return; // signed out, or the page is of another time
           const news = await answer.json();
-          all("[data-unacknowledged]").forEach((el) => { el.textContent = news.unacknowledged; });
+          all("[data-unacknowledged]").forEach((el) => {
+            el.textContent = news.unacknowledged;
+            const count = el.closest(".count");
+            if (count) count.hidden = news.unacknowledged === "0";
+          });
           if (news.new && !reading()) {
             told = 0;
             await refresh();
