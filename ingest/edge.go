@@ -27,6 +27,7 @@ const (
 type EdgeConfig struct {
 	Chain    *auth.Chain
 	Producer *Producer
+	Sink     *Sink // default: Producer alone, without a spool
 	Decider  *signals.Decider
 	Topics   Topics
 
@@ -74,6 +75,9 @@ func NewEdge(cfg EdgeConfig) *Edge {
 	}
 	if cfg.AuthTimeout == 0 {
 		cfg.AuthTimeout = time.Second
+	}
+	if cfg.Sink == nil {
+		cfg.Sink = NewSink(SinkConfig{Producer: cfg.Producer, Registerer: cfg.Registerer, Logger: cfg.Logger})
 	}
 	return &Edge{
 		cfg: cfg, ledger: newLedger(cfg.Registerer), bodies: newBodies(cfg.MaxRequestBytes, cfg.MaxDecodedBytes),

@@ -14,6 +14,7 @@ import (
 
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/ingest/otlp"
+	"flowstate.inc/sluice/ingest/spool"
 	"flowstate.inc/sluice/signals"
 )
 
@@ -208,9 +209,9 @@ func (e *Edge) addVerdict(b *batch, v *signals.Verdict, index int) bool {
 	return true
 }
 
-// forward waits until every message is acknowledged, settles the ledger and stamps the key. Nothing to forward needs no Kafka.
+// forward waits until every message is durable, settles the ledger and stamps the key. Nothing to forward needs no Kafka.
 func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, received time.Time) *refused {
-	acked, fail := e.produce(ctx, b)
+	done, fail := e.produce(ctx, b, id.KeyPrefix, received)
 	if fail != nil {
 		reason := signals.KafkaAway
 		switch fail.reason {
@@ -218,16 +219,22 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, received
 			reason = signals.Overloaded
 		case stopping:
 			reason = signals.Stopping
+		case spoolFull:
+			reason = signals.SpoolFull
 		}
-		for _, c := range slices.Concat(acked, b.carried) {
-			b.tally.add(c.kind, signals.Unavailable, reason, c.records)
+		for _, d := range done {
+			b.tally.add(d.kind, signals.Unavailable, reason, d.records)
 		}
 		b.tally.unavailable(reason) // also what was filtered or invalid: the sender hears of nothing but "later"
 		e.ledger.settle(&b.tally)
 		return fail
 	}
-	for _, c := range acked {
-		b.tally.add(c.kind, signals.Accepted, signals.InKafka, c.records)
+	for _, d := range done {
+		where := signals.InKafka
+		if d.fate == inSpool {
+			where = signals.InSpool
+		}
+		b.tally.add(d.kind, signals.Accepted, where, d.records)
 	}
 	e.ledger.settle(&b.tally)
 	if b.tally.total(signals.Accepted)+b.tally.total(signals.Filtered) > 0 {
@@ -236,30 +243,35 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, received
 	return nil
 }
 
-// produce returns what was acknowledged. Where the broker's own limit turns out to be below ours, a payload is halved until its parts pass or a
-// single record stands alone, which is invalid; so is an event.
-func (e *Edge) produce(ctx context.Context, b *batch) ([]carried, *refused) {
-	ctx, cancel := context.WithTimeout(ctx, e.cfg.KafkaTimeout)
+// answerWithin is how long after the last byte of a body the wait for Kafka ends at the latest, whatever took the time before: what is left of the
+// promised 8 s is the spool's second and slack.
+const answerWithin = 6500 * time.Millisecond
+
+// ended is a message whose fate is known.
+type ended struct {
+	carried
+	fate fate
+}
+
+// produce makes the messages durable and returns what they carried; with a refusal, whatever became of it. Where the broker's own limit turns
+// out to be below ours, a payload is halved until its parts pass or a single record stands alone, which is invalid; so is an event.
+func (e *Edge) produce(ctx context.Context, b *batch, key string, received time.Time) ([]ended, *refused) {
+	deadline := time.Now().Add(e.cfg.KafkaTimeout)
+	if latest := received.Add(answerWithin); latest.Before(deadline) {
+		deadline = latest
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	var acked []carried
+	var done []ended
 	for len(b.messages) > 0 {
-		err := e.cfg.Producer.Produce(ctx, b.messages)
-		if err == nil {
-			return append(acked, b.carried...), nil
-		}
-		var large *TooLargeError
-		if !errors.As(err, &large) {
-			return acked, unavailable(err)
-		}
+		fates, err := e.cfg.Sink.deliver(ctx, key, b.messages)
 		messages, carry := b.messages, b.carried
 		b.messages, b.carried = nil, nil
 		for i, m := range messages {
 			c := carry[i]
 			switch {
-			case !slices.Contains(large.Indexes, i) && large.Acked:
-				acked = append(acked, c)
-			case !slices.Contains(large.Indexes, i):
-				b.add(m, c)
+			case err != nil || fates[i] != neverFits:
+				done = append(done, ended{c, fates[i]})
 			case c.payload != 0 && c.records > 1:
 				b.split(m, c, len(m.Value)/2)
 			default:
@@ -269,21 +281,29 @@ func (e *Edge) produce(ctx context.Context, b *batch) ([]carried, *refused) {
 				}
 			}
 		}
+		if err != nil {
+			return done, unavailable(err)
+		}
 	}
-	return acked, nil
+	return done, nil
 }
 
 const tooLargeForKafka = "a single record is larger than Kafka takes"
 
+// spoolFull is one more reason of a refused request.
+const spoolFull refusal = refusal(signals.SpoolFull)
+
 func unavailable(err error) *refused {
+	f := &refused{code: 503, reason: kafkaAway, retryAfter: later(), detail: "The records could not be made durable in time. Try again later."}
 	switch {
-	case errors.Is(err, ErrOverloaded):
-		return &refused{code: 503, reason: overloaded, retryAfter: later(), detail: "Too much is in flight. Nothing of the request was taken: try again later."}
-	case errors.Is(err, ErrProducerClosed):
-		return &refused{code: 503, reason: stopping, retryAfter: later(), detail: "This edge is stopping. Try again."}
-	default:
-		return &refused{code: 503, reason: kafkaAway, retryAfter: later(), detail: "The records could not be made durable in time. Try again later."}
+	case errors.Is(err, spool.ErrFull):
+		f.reason, f.detail = spoolFull, "Kafka is away and the spool of this edge is full. Try again later."
+	case errors.Is(err, ErrOverloaded), errors.Is(err, spool.ErrBusy):
+		f.reason, f.detail = overloaded, "Too much is in flight. Try again later."
+	case errors.Is(err, ErrProducerClosed), errors.Is(err, spool.ErrClosed):
+		f.reason, f.detail = stopping, "This edge is stopping. Try again."
 	}
+	return f
 }
 
 func (e *Edge) topicOf(kind string) string {

@@ -1,0 +1,284 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"flowstate.inc/sluice/ingest/spool"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// SinkConfig is what a Sink is made of. Only Producer is needed.
+type SinkConfig struct {
+	Producer *Producer
+	Spool    *spool.Log // nil: none, and what Kafka does not take in time is refused
+
+	// SpoolTimeout is the longest that a message waits for the disk; 1 s.
+	SpoolTimeout time.Duration
+
+	// MaxKeyBytes bounds what may be under way for one key, so that one sender cannot use up what all share. Above it deliver answers ErrOverloaded
+	// at once. A quarter of the producer's limit unless said.
+	MaxKeyBytes int64
+
+	// ReplayBytesPerSecond bounds what the drain sends beside live traffic; 32 MiB. It has one batch of at most 1 MiB under way at a time.
+	ReplayBytesPerSecond int
+
+	Registerer prometheus.Registerer // nil: no metrics are exported
+	Logger     *slog.Logger          // nil: slog.Default
+}
+
+// A Sink makes messages durable: in Kafka or, when Kafka does not take them in time, in the spool.
+//
+// It promises that a message it calls inKafka is acknowledged by all in-sync replicas, that one it calls inSpool is fsynced, and that it answers within
+// its caller's deadline for Kafka and SpoolTimeout. A message may end in both: an attempt that was given up may have been written all
+// the same, under the same flowstate-msg-id.
+//
+// A partition that has missed a message is sick until one gets through: meanwhile its messages go to the spool without waiting, but for one probe a second,
+// which the drain makes with a message that waits. It is kept by partition, not by leader: a leader that is away costs each of its partitions
+// one wait, and a partition that is short of replicas leaves the others of its leader alone.
+type Sink struct {
+	cfg      SinkConfig
+	producer *Producer
+	log      *slog.Logger
+	said     *logLimiter
+	breakers *breakers
+	metrics  *sinkMetrics
+
+	mu     sync.Mutex
+	byKey  map[string]int64 // bytes under way
+	drains sync.Mutex       // one drain at a time
+}
+
+// NewSink returns a sink that is ready to deliver. What is in the spool already is sent by Drain.
+func NewSink(cfg SinkConfig) *Sink {
+	if cfg.SpoolTimeout == 0 {
+		cfg.SpoolTimeout = time.Second
+	}
+	if cfg.MaxKeyBytes == 0 {
+		cfg.MaxKeyBytes = max(cfg.Producer.cfg.MaxInFlightBytes/4, int64(cfg.Producer.cfg.MaxMessageBytes))
+	}
+	if cfg.ReplayBytesPerSecond == 0 {
+		cfg.ReplayBytesPerSecond = 32 << 20
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	s := &Sink{cfg: cfg, producer: cfg.Producer, log: cfg.Logger, said: newLogLimiter(time.Minute), breakers: newBreakers(), byKey: map[string]int64{}}
+	s.metrics = newSinkMetrics(s, cfg.Registerer)
+	return s
+}
+
+// A fate is what became of one message.
+type fate uint8
+
+const (
+	notKept   fate = iota // neither in Kafka, for all we know, nor in the spool
+	inKafka               // acknowledged by all in-sync replicas
+	inSpool               // fsynced
+	neverFits             // too large for Kafka as it is
+)
+
+// errSpool is why messages that Kafka did not take were not kept either.
+type errSpool struct{ err, kafka error }
+
+func (e *errSpool) Error() string { return fmt.Sprintf("%v, and %v", e.kafka, e.err) }
+
+func (e *errSpool) Unwrap() error { return e.err }
+
+// deliver makes messages durable and says what became of each. The error is nil if none is notKept. key is whose budget they count against. The end of ctx
+// ends the wait for Kafka; deliver owns messages from here on.
+func (s *Sink) deliver(ctx context.Context, key string, messages []Message) ([]fate, error) {
+	fates := make([]fate, len(messages))
+	bytes := int64(0)
+	for i := range messages {
+		bytes += int64(recordSize(&messages[i]) + entryOverhead)
+	}
+	if !s.begin(key, bytes) {
+		s.metrics.keyOverloads.Inc()
+		return fates, fmt.Errorf("%w for this key", ErrOverloaded)
+	}
+	defer s.end(key, bytes)
+	err := s.toKafka(ctx, messages, fates)
+	if err == nil && !slices.Contains(fates, notKept) {
+		return fates, nil
+	}
+	if errors.Is(err, ErrOverloaded) || s.cfg.Spool == nil {
+		return fates, err
+	}
+	return fates, s.toSpool(ctx, messages, fates, err)
+}
+
+func (s *Sink) begin(key string, bytes int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.byKey[key]
+	if n > 0 && n+bytes > s.cfg.MaxKeyBytes {
+		return false
+	}
+	s.byKey[key] = n + bytes
+	return true
+}
+
+func (s *Sink) end(key string, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byKey[key] -= bytes; s.byKey[key] <= 0 {
+		delete(s.byKey, key)
+	}
+}
+
+// toKafka sends what may be sent, each partition's messages by a call of their own, so that an error is about one partition. It returns the first error.
+func (s *Sink) toKafka(ctx context.Context, messages []Message, fates []fate) error {
+	groups := s.producer.groupByPartition(messages)
+	if len(groups) == 1 {
+		return s.toPartition(ctx, groups[0], messages, fates)
+	}
+	errs := make([]error, len(groups))
+	var wg sync.WaitGroup
+	for i, g := range groups {
+		wg.Go(func() { errs[i] = s.toPartition(ctx, g, messages, fates) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if errors.Is(err, ErrOverloaded) {
+			return err
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// toPartition sends the messages of one partition, unless it is known to be sick. Different groups have different places in fates.
+func (s *Sink) toPartition(ctx context.Context, g partitionGroup, messages []Message, fates []fate) error {
+	probe := false
+	if s.cfg.Spool != nil {
+		var ok bool
+		if ok, probe = s.breakers.admit(g.partition, time.Now(), liveProbeAfter); !ok {
+			return nil
+		}
+	}
+	places := g.places
+	for len(places) > 0 {
+		batch := messages
+		if len(places) < len(messages) {
+			batch = make([]Message, len(places))
+			for i, at := range places {
+				batch[i] = messages[at]
+			}
+		}
+		err := s.producer.Produce(ctx, batch)
+		sent, retry := readResult(err, len(batch))
+		for i, f := range sent {
+			fates[places[i]] = f
+		}
+		if retry {
+			places = slices.DeleteFunc(slices.Clone(places), func(at int) bool { return fates[at] == neverFits })
+			continue
+		}
+		s.learn(g.partition, err, probe)
+		if err != nil && slices.Contains(sent, notKept) {
+			return err
+		}
+		return nil
+	}
+	s.breakers.inconclusive(g.partition, probe)
+	return nil
+}
+
+// readResult says what a call of Produce tells of each of its n messages; retry means that all but those that never fit are to be sent again.
+func readResult(err error, n int) (sent []fate, retry bool) {
+	sent = make([]fate, n)
+	var large *TooLargeError
+	var away *UnavailableError
+	switch {
+	case err == nil:
+		for i := range sent {
+			sent[i] = inKafka
+		}
+	case errors.As(err, &large):
+		if large.Acked {
+			for i := range sent {
+				sent[i] = inKafka
+			}
+		}
+		for _, i := range large.Indexes {
+			sent[i] = neverFits
+		}
+		return sent, !large.Acked
+	case errors.As(err, &away):
+		for _, i := range away.Acked {
+			sent[i] = inKafka
+		}
+		for _, i := range away.TooLarge {
+			sent[i] = neverFits
+		}
+	}
+	return sent, false
+}
+
+// learn keeps what a call has told about the partition.
+func (s *Sink) learn(part partitionID, err error, probe bool) {
+	if s.cfg.Spool == nil {
+		return // there is nowhere else to send it
+	}
+	var away *UnavailableError
+	switch {
+	case err == nil:
+		if s.breakers.heal(part) {
+			s.log.Info("kafka partition takes messages again", "topic", part.topic, "partition", part.index)
+		}
+	case errors.As(err, &away) && away.Kind != KindRejected && away.Kind != KindClosed && !errors.Is(err, context.Canceled):
+		if s.breakers.trip(part, time.Now()) {
+			s.metrics.trips.Inc()
+			if s.said.allow("sick " + part.topic) {
+				s.log.Warn("kafka partition does not take messages, they go to the spool", "topic", part.topic, "partition", part.index, "error", err)
+			}
+		}
+	default: // too much under way, a message that nobody would take, or the end: nothing about the partition
+		s.breakers.inconclusive(part, probe)
+	}
+}
+
+// toSpool keeps what Kafka did not take, all or none.
+func (s *Sink) toSpool(ctx context.Context, messages []Message, fates []fate, why error) error {
+	var entries []spool.Entry
+	for i, f := range fates {
+		if f == notKept {
+			entries = append(entries, entryOf(&messages[i]))
+		}
+	}
+	// The request's time for Kafka may be over, and the edge may be stopping: neither is a reason to lose it now.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.SpoolTimeout)
+	defer cancel()
+	if err := s.cfg.Spool.Append(ctx, entries); err != nil {
+		if why == nil {
+			why = errSick
+		}
+		return &errSpool{err: err, kafka: why}
+	}
+	for i, f := range fates {
+		if f == notKept {
+			fates[i] = inSpool
+		}
+	}
+	if why == nil {
+		s.metrics.straight.Add(float64(len(entries)))
+	} else {
+		s.metrics.missed.Add(float64(len(entries)))
+	}
+	return nil
+}
+
+var errSick = errors.New("the partition does not take messages")
+
+func entryOf(m *Message) spool.Entry {
+	e := spool.Entry{Topic: m.Topic, Key: m.Key, Value: m.Value, Headers: make([]spool.Header, len(m.Headers))}
+	for i, h := range m.Headers {
+		e.Headers[i] = spool.Header(h)
+	}
+	return e
+}
