@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"path"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +50,7 @@ type Route struct {
 	Path        string            // as http.ServeMux reads it, in full from /api/v1
 	Permissions []auth.Permission // any one of them opens it
 	Public      bool              // needs no sign-in, has no Permissions, and Handle gets no admin
+	MaxBody     int64             // bytes of a request's body; 0: 128 KiB
 	// Handle answers, or returns an error before it has written anything: a *Problem, one of this package's errors, or any other for a 500.
 	Handle func(w http.ResponseWriter, r *http.Request, admin auth.Admin) error
 }
@@ -157,7 +159,11 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, route Route, st *re
 		}
 		return &Problem{Status: http.StatusForbidden, Code: codeForbidden, Detail: "This needs the permission " + strings.Join(names, " or ") + "."}
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	most := route.MaxBody
+	if most == 0 {
+		most = maxBody
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, most)
 	return route.Handle(w, r, admin)
 }
 
@@ -195,7 +201,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				a.log(r, st, out, started)
 				panic(p)
 			}
-			st.err = fmt.Errorf("panic: %v", p)
+			st.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 		if st.err != nil && out.status == 0 {
 			problemOf(st.err).write(out, st.id)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -84,13 +85,14 @@ func classify(err error) errClass {
 			return classAway
 		}
 	case errors.As(err, &lite):
-		const busy, constraintUnique, constraintPrimaryKey = 5, 2067, 1555
+		const busy, diskFull, constraintUnique, constraintPrimaryKey = 5, 13, 2067, 1555
 		switch lite.Code() {
 		case constraintUnique, constraintPrimaryKey:
 			return classUnique
 		}
-		if lite.Code()&0xff == busy {
-			return classAway // the busy timeout has waited already
+		switch lite.Code() & 0xff {
+		case busy, diskFull: // the busy timeout has waited already
+			return classAway
 		}
 	case unreachable(err):
 		return classAway
@@ -106,6 +108,14 @@ func Unavailable(err error) bool { return classify(err) == classAway }
 func OpenSQLite(path string) (*sql.DB, *sql.DB, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
+		return nil, nil, fmt.Errorf("open SQLite: %w", err)
+	}
+	// Nobody else on the machine needs to read who may send; SQLite gives its side files the mode of this one.
+	file, err := os.OpenFile(abs, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open SQLite: %w", err)
+	}
+	if err := file.Close(); err != nil {
 		return nil, nil, fmt.Errorf("open SQLite: %w", err)
 	}
 	open := func(conns int, extra ...string) (*sql.DB, error) {

@@ -3,6 +3,7 @@ package accounts
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -12,6 +13,14 @@ import (
 type Org struct {
 	Slug      string
 	CreatedAt time.Time
+}
+
+// MarshalJSON is the org as the CLI prints it.
+func (o Org) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Slug      string  `json:"slug"`
+		CreatedAt *string `json:"created_at"`
+	}{o.Slug, jsonTime(o.CreatedAt)})
 }
 
 // CreateOrg makes an org. Errors: *InvalidError, ErrOrgExists.
