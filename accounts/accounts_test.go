@@ -275,6 +275,12 @@ func TestSearchByPrefix(t *testing.T) {
 				}
 			}
 		}
+		if n := find("acme", c.Account.KeyPrefix[:9], ""); n != 1 {
+			t.Errorf("by the beginning of the prefix: %d found", n)
+		}
+		if n := find("globex", c.Account.KeyPrefix[:9], ""); n != 0 {
+			t.Errorf("by the beginning of the prefix, another org finds %d", n)
+		}
 		if n := find("acme", c.Account.KeyPrefix, "live"); n != 0 {
 			t.Errorf("%d live ones found", n)
 		}

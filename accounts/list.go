@@ -3,6 +3,7 @@ package accounts
 import (
 	"context"
 	"database/sql"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -16,7 +17,8 @@ const IdleAfter = 30 * 24 * time.Hour
 // An AccountFilter is the question that a list of accounts answers. The zero value lists live accounts by name.
 type AccountFilter struct {
 	// Q is part of a name, in any case; or a key's prefix, or text that holds a whole key or prefix, which is cut to the prefix before anything
-	// else. A prefix is looked for among all accounts, deleted ones too, unless State says otherwise.
+	// else; or the beginning of a prefix, as a log that cuts lines leaves it. A prefix is looked for among all accounts, deleted ones too, unless
+	// State says otherwise.
 	Q            string
 	Environments []string // any of; none: all
 	State        State
@@ -75,8 +77,8 @@ type Page[T any] struct {
 	Next  string
 }
 
-// Accounts lists accounts. Without Q and Seen a page reads a bounded number of rows, and so does the search for a whole prefix; a search inside names
-// reads the names of the org's accounts. Errors: *InvalidError.
+// Accounts lists accounts. Without Q and Seen a page reads a bounded number of rows, and so does the search for a whole prefix; a search inside names,
+// or for the beginning of a prefix, reads all names, or prefixes, of the org. Errors: *InvalidError.
 func (s *Store) Accounts(ctx context.Context, org string, f AccountFilter) (Page[Account], error) {
 	l, err := newAccountList(org, f, s.now())
 	if err != nil {
@@ -102,11 +104,15 @@ func (s *Store) Accounts(ctx context.Context, org string, f AccountFilter) (Page
 	return p, nil
 }
 
+// cutPrefixPattern is the beginning of a key's prefix.
+var cutPrefixPattern = regexp.MustCompile(`^f[spd]k_[0-9A-Za-z]{1,11}$`)
+
 // An accountList is a checked AccountFilter.
 type accountList struct {
 	org          string
 	like         string // of name_lower; "": any
 	prefix       string // of a key; "": any
+	begins       string // LIKE pattern of keys.prefix, which matches beside like; "": none
 	environments []string
 	live         []bool
 	seen         Seen
@@ -128,11 +134,14 @@ func newAccountList(org string, f AccountFilter, now time.Time) (*accountList, e
 		l.prefix = prefix
 	} else if q := strings.TrimSpace(f.Q); q != "" {
 		l.like = contains(q)
+		if cutPrefixPattern.MatchString(q) {
+			l.begins = likeEscaper.Replace(q) + "%"
+		}
 	}
 	switch f.State {
 	case StateDefault:
 		l.live = []bool{true}
-		if l.prefix != "" {
+		if l.prefix != "" || l.begins != "" {
 			l.live = []bool{true, false}
 		}
 	case StateLive:
@@ -279,7 +288,12 @@ func (l *accountList) branch(a *args, live bool, env string) string {
 		where = append(where, "s.last_at > 0", "s.last_at < "+a.add(l.idleBefore))
 	}
 	if l.like != "" {
-		where = append(where, "a.name_lower LIKE "+a.add(l.like)+` ESCAPE '\'`)
+		match := "a.name_lower LIKE " + a.add(l.like) + ` ESCAPE '\'`
+		if l.begins != "" {
+			match = "(" + match + " OR a.id IN (SELECT k.subject_id FROM keys k WHERE k.org = " + a.add(l.org) + " AND k.kind = 'service_account' AND k.prefix LIKE " +
+				a.add(l.begins) + ` ESCAPE '\'))`
+		}
+		where = append(where, match)
 	}
 	if l.prefix != "" {
 		// Through the keys, not the account's newest prefix: an old key of a living account must be found too.
