@@ -42,7 +42,7 @@ type response struct {
 	reason      refusal
 	contentType string
 	body        []byte
-	detail      string // of a refusal, for gRPC; the others have it in body
+	detail      string        // of a refusal, for gRPC; the others have it in body
 	retryAfter  int           // seconds; 0: none
 	allow       string        // with 405
 	challenge   bool          // with 401: WWW-Authenticate

@@ -4,79 +4,232 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"flowstate.inc/sluice/ingest/otlp"
 )
 
 var (
-	errEncoding = errors.New("unsupported Content-Encoding: send identity, gzip or zstd")
-	errTooLarge = errors.New("the body is larger than the limit after decompression")
+	errEncoding = errors.New("unsupported Content-Encoding: send identity, gzip or zstd, once")
+	errTooLarge = errors.New("the body is larger than the limit")
 )
 
-// maxPooled bounds what the pool keeps: a rare large body must not stay in memory for ever.
-const maxPooled = 1 << 20
+// A coding is how a body is compressed.
+type coding uint8
 
-// A buffer is pooled scratch. What is in it is valid until it is given back.
+const (
+	codedPlain coding = iota
+	codedGzip
+	codedZstd
+)
+
+// codingOf reads a Content-Encoding. Names are compared without case and identity is no coding, as RFC 9110 has it. Two codings are refused, also
+// the same one twice: no exporter sends that, and each layer would multiply what a small body can grow into.
+func codingOf(header []byte) (coding, error) {
+	found := codedPlain
+	for more := true; more; {
+		var name []byte
+		name, header, more = bytes.Cut(header, []byte(","))
+		name = bytes.TrimSpace(name)
+		c := codedPlain
+		switch {
+		case len(name) == 0 || foldsTo(name, "identity"):
+			continue
+		case foldsTo(name, "gzip") || foldsTo(name, "x-gzip"):
+			c = codedGzip
+		case foldsTo(name, "zstd"):
+			c = codedZstd
+		default:
+			return 0, errEncoding
+		}
+		if found != codedPlain {
+			return 0, errEncoding
+		}
+		found = c
+	}
+	return found, nil
+}
+
+// foldsTo says whether b is the lower-case ASCII s in any case.
+func foldsTo(b []byte, s string) bool {
+	if len(b) != len(s) {
+		return false
+	}
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		if c != s[i] {
+			return false
+		}
+	}
+	return true
+}
+
+const (
+	firstBuffer = 8 << 10 // what a body of unknown length starts with
+	smallBuffer = 64 << 10
+	// maxPooled bounds what the pools keep: a rare large body must not stay in memory for ever.
+	maxPooled = 1 << 20
+)
+
+// A buffer is pooled scratch. What is in it is valid until it is given back; its capacity is charged to the request that has it.
 type buffer struct{ b []byte }
 
-// A bodies decodes request bodies into pooled scratch, within a limit.
+// A bodies reads and decodes request bodies into pooled scratch, within limits and a budget.
 type bodies struct {
-	limit   int // bytes after decompression
-	buffers sync.Pool
-	gzips   sync.Pool
-	zstds   sync.Pool
+	wire    int // most bytes as sent
+	decoded int // most bytes after decompression
+
+	// Two pools, so that a small body that is slow to come does not sit on a large buffer.
+	small, large sync.Pool
+	gzips        sync.Pool
+	zstd         *zstd.Decoder // for DecodeAll, which many goroutines may call
 }
 
-func newBodies(limit int) *bodies { return &bodies{limit: limit} }
-
-func (p *bodies) get() *buffer {
-	if b, ok := p.buffers.Get().(*buffer); ok {
-		b.b = b.b[:0]
-		return b
+func newBodies(wire, decoded int) *bodies {
+	// Output goes straight into a buffer of ours, which is then the decoder's history too: it needs no window memory of its own, and it
+	// stops at the buffer's capacity.
+	d, err := zstd.NewReader(nil, zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		panic("BUG: zstd options: " + err.Error())
 	}
-	return &buffer{}
+	return &bodies{wire: wire, decoded: decoded, zstd: d}
 }
 
-// put gives scratch back; nil is allowed.
-func (p *bodies) put(b *buffer) {
-	if b != nil && cap(b.b) <= maxPooled {
-		p.buffers.Put(b)
+// get returns an empty buffer for about n bytes, charged to c.
+func (p *bodies) get(c *charge, n int) (*buffer, error) {
+	pool := &p.small
+	if n > smallBuffer {
+		pool = &p.large
+	}
+	b, ok := pool.Get().(*buffer)
+	if !ok {
+		b = &buffer{}
+	}
+	if err := c.take(cap(b.b)); err != nil {
+		pool.Put(b)
+		return nil, err
+	}
+	b.b = b.b[:0]
+	if err := p.grow(c, b, min(n, smallBuffer)); err != nil {
+		p.put(c, b)
+		return nil, err
+	}
+	return b, nil
+}
+
+// grow makes room for n bytes in all. While the bytes move, both places are charged.
+func (p *bodies) grow(c *charge, b *buffer, n int) error {
+	old := cap(b.b)
+	if n <= old {
+		return nil
+	}
+	if err := c.take(n); err != nil {
+		return err
+	}
+	b.b = append(make([]byte, 0, n), b.b...)
+	c.give(old)
+	if more := cap(b.b) - n; more > 0 {
+		c.give(-more)
+	}
+	return nil
+}
+
+// put gives a buffer back, and its charge; nil is allowed.
+func (p *bodies) put(c *charge, b *buffer) {
+	if b == nil {
+		return
+	}
+	c.give(cap(b.b))
+	switch {
+	case cap(b.b) <= smallBuffer:
+		p.small.Put(b)
+	case cap(b.b) <= maxPooled:
+		p.large.Put(b)
 	}
 }
 
-// decode returns the body as it was before Content-Encoding. The result is either body itself (scratch is nil) or lies in
-// scratch, which the caller gives back. Encoding names are compared without case, as RFC 9110 has it.
-func (p *bodies) decode(encoding string, body []byte) ([]byte, *buffer, error) {
-	switch strings.ToLower(strings.TrimSpace(encoding)) {
-	case "", "identity":
-		if len(body) > p.limit {
-			return nil, nil, errTooLarge
+// read reads a body as it was sent. length is what the client announced, -1 where it did not say.
+func (p *bodies) read(c *charge, r io.Reader, length int) (*buffer, error) {
+	if length > p.wire {
+		return nil, errTooLarge
+	}
+	hint := length + 1 // and the end is seen without growing
+	if length < 0 {
+		hint = firstBuffer
+	}
+	b, err := p.get(c, hint)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.fill(c, b, r, p.wire); err != nil {
+		p.put(c, b)
+		if errors.Is(err, errTooLarge) || errors.Is(err, errBudget) {
+			return nil, err
 		}
-		return body, nil, nil
-	case "gzip", "x-gzip":
-		scratch := p.get()
-		err := p.gunzip(scratch, body)
+		return nil, &brokenBody{err}
+	}
+	return b, nil
+}
+
+// A brokenBody did not arrive whole: it was too slow, its client left, or its framing is wrong.
+type brokenBody struct{ error }
+
+func (e *brokenBody) Unwrap() error { return e.error }
+
+// fill reads r to its end into b and stops at limit, so that a bomb costs no more than that.
+func (p *bodies) fill(c *charge, b *buffer, r io.Reader, limit int) error {
+	for {
+		if len(b.b) == cap(b.b) {
+			if err := p.grow(c, b, min(max(2*cap(b.b), firstBuffer), limit+1)); err != nil {
+				return err
+			}
+		}
+		n, err := r.Read(b.b[len(b.b):min(cap(b.b), limit+1)])
+		b.b = b.b[:len(b.b)+n]
+		if len(b.b) > limit {
+			return errTooLarge
+		}
+		if err == io.EOF {
+			return nil
+		}
 		if err != nil {
-			p.put(scratch)
-			return nil, nil, err
+			return err
 		}
-		return scratch.b, scratch, nil
-	case "zstd":
-		scratch := p.get()
-		err := p.unzstd(scratch, body)
-		if err != nil {
-			p.put(scratch)
-			return nil, nil, err
-		}
-		return scratch.b, scratch, nil
 	}
-	return nil, nil, errEncoding
 }
 
-func (p *bodies) gunzip(dst *buffer, body []byte) error {
+// decode returns the body as it was before its coding, in another buffer than b, which it gives back. Identity is b itself.
+func (p *bodies) decode(c *charge, how coding, b *buffer) (*buffer, error) {
+	if how == codedPlain {
+		if len(b.b) > p.decoded {
+			p.put(c, b)
+			return nil, errTooLarge
+		}
+		return b, nil
+	}
+	defer p.put(c, b)
+	dst, err := p.get(c, 4*len(b.b))
+	if err != nil {
+		return nil, err
+	}
+	if how == codedGzip {
+		err = p.gunzip(c, dst, b.b)
+	} else {
+		err = p.unzstd(c, dst, b.b)
+	}
+	if err != nil {
+		p.put(c, dst)
+		return nil, err
+	}
+	return dst, nil
+}
+
+func (p *bodies) gunzip(c *charge, dst *buffer, body []byte) error {
 	src := bytes.NewReader(body)
 	zr, ok := p.gzips.Get().(*gzip.Reader)
 	if ok {
@@ -91,59 +244,82 @@ func (p *bodies) gunzip(dst *buffer, body []byte) error {
 			return err
 		}
 	}
-	defer p.gzips.Put(zr)
-	return p.fill(dst, zr)
-}
-
-// zstdWindow is the largest window that RFC 9659 lets an encoder of HTTP content use.
-const zstdWindow = 8 << 20
-
-func (p *bodies) unzstd(dst *buffer, body []byte) error {
-	src := bytes.NewReader(body)
-	zr, ok := p.zstds.Get().(*zstd.Decoder)
-	if !ok {
-		var err error
-		// One goroutine-free decoder at a time; the window bounds its own memory, fill bounds the output.
-		zr, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
-		if err != nil {
-			return err
-		}
-	}
 	defer func() {
-		// Let go of the request's bytes before the decoder waits in the pool.
-		if zr.Reset(nil) == nil {
-			p.zstds.Put(zr)
-		}
+		src.Reset(nil) // let go of the request's bytes before the reader waits in the pool
+		p.gzips.Put(zr)
 	}()
-	if err := zr.Reset(src); err != nil {
-		return err
-	}
-	return p.fill(dst, zr)
+	return p.fill(c, dst, zr, p.decoded)
 }
 
-// fill reads r to its end into dst and stops at the limit, so that a bomb costs no more than the limit.
-func (p *bodies) fill(dst *buffer, r io.Reader) error {
-	if cap(dst.b) == 0 {
-		dst.b = make([]byte, 0, 16<<10)
-	}
-	for {
-		if len(dst.b) == cap(dst.b) {
-			dst.b = append(dst.b, 0)[:len(dst.b)]
-		}
-		room := dst.b[len(dst.b):cap(dst.b)]
-		if most := p.limit + 1 - len(dst.b); len(room) > most {
-			room = room[:most]
-		}
-		n, err := r.Read(room)
-		dst.b = dst.b[:len(dst.b)+n]
-		if len(dst.b) > p.limit {
+const (
+	// zstdWindow is the largest window that RFC 9659 lets an encoder of HTTP content use.
+	zstdWindow = 8 << 20
+	// zstdSlack is what the decoder wants beyond the content.
+	zstdSlack = 64
+)
+
+// unzstd tries with the room there is, and with twice as much while that is too little: what is decoded twice that way is less than what is
+// decoded once, and no bomb gets more memory than the limit.
+func (p *bodies) unzstd(c *charge, dst *buffer, body []byte) error {
+	var h zstd.Header
+	if h.Decode(body) == nil && h.HasFCS {
+		if h.FrameContentSize > uint64(p.decoded) {
 			return errTooLarge
 		}
-		if err == io.EOF {
+		if err := p.grow(c, dst, int(h.FrameContentSize)+zstdSlack); err != nil {
+			return err
+		}
+	}
+	for {
+		out, err := p.zstd.DecodeAll(body, dst.b[:0:cap(dst.b)])
+		if err == nil && len(out) > p.decoded {
+			return errTooLarge
+		}
+		if err == nil {
+			dst.b = out
 			return nil
 		}
-		if err != nil {
+		if !errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+			return err
+		}
+		most := p.decoded + zstdSlack
+		if cap(dst.b) >= most {
+			return errTooLarge
+		}
+		dst.b = dst.b[:0]
+		if err := p.grow(c, dst, min(2*cap(dst.b), most)); err != nil {
 			return err
 		}
 	}
 }
+
+// convert turns OTLP/JSON into protobuf in another buffer than b, which it gives back.
+func (p *bodies) convert(c *charge, kind otlp.Kind, b *buffer) (*buffer, error) {
+	defer p.put(c, b)
+	// Protobuf is the smaller of the two but for lists of numbers, where each takes eight bytes. The list's commas say how much that can be.
+	most := len(b.b) + 8*bytes.Count(b.b, []byte(","))
+	if most > 2*p.decoded {
+		return nil, errTooLarge
+	}
+	dst, err := p.get(c, len(b.b))
+	if err != nil {
+		return nil, err
+	}
+	if err := c.take(most); err != nil {
+		p.put(c, dst)
+		return nil, err
+	}
+	before := cap(dst.b)
+	dst.b, err = otlp.JSONToProto(dst.b, kind, b.b)
+	c.give(most + before - cap(dst.b)) // from here on the buffer's own capacity is charged
+	if err != nil {
+		p.put(c, dst)
+		return nil, &malformedJSON{err}
+	}
+	return dst, nil
+}
+
+// malformedJSON is what is wrong with a body that is not OTLP/JSON.
+type malformedJSON struct{ error }
+
+func (e *malformedJSON) Unwrap() error { return e.error }

@@ -5,9 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
+	"math/rand/v2"
+	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +34,7 @@ type EdgeConfig struct {
 	Sink     *Sink // default: Producer alone, without a spool
 	Decider  *signals.Decider
 	Topics   Topics
+	Drops    *signals.Drops // counts what the filter drops, by subject; nil: nobody does
 
 	MaxRequestBytes int           // largest body as sent; default 64 MiB
 	MaxDecodedBytes int           // largest body after decompression; default 64 MiB
@@ -187,16 +192,34 @@ func (e *Edge) answer(ctx context.Context, r *request) (route, response) {
 	if rt.kind == kindWhoami {
 		return rt, whoami(id, r.id)
 	}
+	limit := id.Allow()
+	res := e.admitted(ctx, r, rt, id, how, limit)
+	res.limit = limit
+	return rt, res
+}
+
+func (e *Edge) admitted(ctx context.Context, r *request, rt route, id auth.Identity, how coding, limit auth.Decision) response {
+	if !limit.OK {
+		return e.refuse(r, rt, overLimit(limit))
+	}
 	c := charge{budget: e.budget, key: id.KeyPrefix}
 	defer c.release()
-	body, fail := e.take(r, rt, how, &c)
+	body, fail := e.take(r, rt, id, how, &c)
 	if fail != nil {
-		return rt, e.refuse(r, rt, *fail)
+		return e.refuse(r, rt, *fail)
 	}
 	if rt.kind == kindSignals {
-		return rt, e.signals(ctx, r, id, body, &c)
+		return e.signals(ctx, r, id, body, &c)
 	}
-	return rt, e.otlp(ctx, r, rt, id, body, &c)
+	return e.otlp(ctx, r, rt, id, body, &c)
+}
+
+// overLimit refuses a request of a key that is over its own limit: 429, which is kept for this, because Python's exporters drop on it.
+func overLimit(d auth.Decision) refused {
+	return refused{
+		code: 429, reason: rateLimited, retryAfter: int(math.Ceil(d.RetryAfter.Seconds())) + rand.IntN(2),
+		detail: fmt.Sprintf("This key is over its limit of %d %s a second on this edge. Send less often, or ask for a higher limit.", d.Limit, d.By),
+	}
 }
 
 // refuseEarly is for a client that waits to be told before it sends its body: what can be decided without it is. It reports whether the
@@ -228,7 +251,7 @@ func (e *Edge) admit(ctx context.Context, r *request) (route, auth.Identity, cod
 			detail: "Send Content-Type: application/x-protobuf (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf) or application/json."}
 	}
 	how, err := codingOf(r.contentEncoding)
-	if err == nil && r.length > e.cfg.MaxRequestBytes {
+	if err == nil && r.length > e.cfg.MaxRequestBytes && !r.grpc {
 		err = errTooLarge
 	}
 	if err != nil {
@@ -239,8 +262,8 @@ func (e *Edge) admit(ctx context.Context, r *request) (route, auth.Identity, cod
 }
 
 // take reads the body of an admitted request and decodes it, for OTLP down to protobuf. The buffer is charged to c.
-func (e *Edge) take(r *request, rt route, how coding, c *charge) (*buffer, *refused) {
-	body, err := e.receive(r, how, c)
+func (e *Edge) take(r *request, rt route, id auth.Identity, how coding, c *charge) (*buffer, *refused) {
+	body, err := e.receive(r, id, how, c)
 	r.received = time.Now()
 	if err == nil && rt.payload != 0 && !r.grpc && isJSON(r.contentType) {
 		body, err = e.bodies.convert(c, rt.payload, body)
@@ -252,7 +275,7 @@ func (e *Edge) take(r *request, rt route, how coding, c *charge) (*buffer, *refu
 	return body, nil
 }
 
-func (e *Edge) receive(r *request, how coding, c *charge) (*buffer, error) {
+func (e *Edge) receive(r *request, id auth.Identity, how coding, c *charge) (*buffer, error) {
 	if r.open != nil {
 		var err error
 		if r.length, how, err = r.open(); err != nil {
@@ -268,7 +291,7 @@ func (e *Edge) receive(r *request, how coding, c *charge) (*buffer, error) {
 		return nil, err
 	}
 	r.read = true
-	r.received = time.Now()
+	id.Spend(int64(len(body.b)))
 	return e.bodies.decode(c, how, body)
 }
 

@@ -465,9 +465,9 @@ func TestRefusedKeysLookAlike(t *testing.T) {
 
 // Errors of OTLP come in the request's own encoding, as google.rpc.Status; junk never panics.
 func TestCodesAndJunk(t *testing.T) {
-	e := startEdge(t, func(ec *EdgeConfig, sc *ServerConfig, _ *ProducerConfig) {
+	e := startEdge(t, func(ec *EdgeConfig, _ *ServerConfig, _ *ProducerConfig) {
 		ec.MaxDecodedBytes = 1 << 20
-		sc.MaxRequestBytes = 1 << 20
+		ec.MaxRequestBytes = 1 << 20
 	})
 	key := e.add(service(auth.Production))
 	valid := marshal(t, logsRequest(logRecord("a", str("k", strings.Repeat("v", 100)))))

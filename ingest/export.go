@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -21,36 +22,22 @@ import (
 // maxMessageText is how much an answer says about what was filtered and invalid (design §6).
 const maxMessageText = 4 << 10
 
-// otlp answers one OTLP/HTTP export.
-func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity) response {
-	enc := encodingOf(r.contentType)
-	if enc != otlp.JSON && !isProtobuf(r.contentType) {
-		return otlpError(enc, refused{code: 415, reason: wrongContentType,
-			detail: "Send Content-Type: application/x-protobuf (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf) or application/json."})
+// otlp answers one OTLP export, whose body is protobuf by now.
+func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity, body *buffer, c *charge) response {
+	batch, fail := e.prepare(ctx, id, rt, body.b, r.received, c)
+	// What waits for Kafka must hold neither the scratch nor a part of the budget: at saturation that is most of the memory, and the messages
+	// are charged to the producer's own.
+	e.bodies.put(c, body)
+	c.release()
+	if fail == nil {
+		fail = e.forward(ctx, batch, id, r.received)
 	}
-	raw, scratch, err := e.bodies.decode(r.contentEncoding, r.body)
-	if err != nil {
-		return otlpError(enc, bodyRefusal(err))
-	}
-	if enc == otlp.JSON {
-		converted := e.bodies.get()
-		converted.b, err = otlp.JSONToProto(converted.b, rt.payload, raw)
-		e.bodies.put(scratch)
-		raw, scratch = converted.b, converted
-		if err != nil {
-			e.bodies.put(scratch)
-			return otlpError(enc, refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP/JSON export request: " + err.Error()})
-		}
-	}
-	batch, fail := e.prepare(ctx, id, rt, raw, r.received)
-	// What waits for Kafka must not hold the scratch: at saturation that is most of the memory.
-	e.bodies.put(scratch)
 	if fail != nil {
-		return otlpError(enc, *fail)
+		return e.refuse(r, rt, *fail)
 	}
-	fail = e.forward(ctx, batch, id, r.received)
-	if fail != nil {
-		return otlpError(enc, *fail)
+	enc := otlp.Protobuf
+	if !r.grpc {
+		enc = encodingOf(r.contentType)
 	}
 	return response{code: 200, reason: served, contentType: enc.ContentType(),
 		body: otlp.AppendExportResponse(nil, rt.payload, enc, int64(batch.rejected), batch.message())}
@@ -63,7 +50,8 @@ type batch struct {
 	tally    tally
 	rejected int      // records filtered or invalid, for partial_success
 	notes    noteList // what an answer says about them
-	tooLarge []int    // the places in the request of events that Kafka itself refused as too large
+	filtered []signals.Verdict
+	tooLarge []int // the places in the request of events that Kafka itself refused as too large
 }
 
 // carried is what one message carries.
@@ -123,7 +111,11 @@ func (b *batch) message() string {
 }
 
 // prepare makes the messages of one decoded protobuf payload. It borrows raw; nothing of the batch aliases it.
-func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []byte, received time.Time) (*batch, *refused) {
+func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []byte, received time.Time, c *charge) (*batch, *refused) {
+	if err := c.take(len(raw)); err != nil { // for its copy with the badge
+		fail := e.bodyRefusal(err)
+		return nil, &fail
+	}
 	b := &batch{}
 	var raised []signals.Raised
 	var badgeBuf [512]byte
@@ -197,6 +189,9 @@ func (e *Edge) addVerdict(b *batch, v *signals.Verdict, index int) bool {
 			what = "signal"
 		}
 		b.reject(kindSignals, what, v.Outcome, v.Reason, v.Detail, 1)
+		if v.Outcome == signals.Filtered && e.cfg.Drops != nil {
+			b.filtered = append(b.filtered, *v)
+		}
 		return false
 	}
 	m := e.signalMessage(v.Event)
@@ -237,6 +232,9 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, received
 		b.tally.add(d.kind, signals.Accepted, where, d.records)
 	}
 	e.ledger.settle(&b.tally)
+	for i := range b.filtered {
+		e.cfg.Drops.Count(id.Org, &b.filtered[i], received)
+	}
 	if b.tally.total(signals.Accepted)+b.tally.total(signals.Filtered) > 0 {
 		id.Touch(received)
 	}
@@ -378,11 +376,12 @@ func (e *Edge) signalMessage(ev *signals.Event) Message {
 	return m
 }
 
-func encodingOf(contentType string) otlp.Encoding {
-	if isJSON(contentType) {
-		return otlp.JSON
+// encodingOf is the encoding that an OTLP request is answered in. Who sent neither of the two is likelier to read JSON.
+func encodingOf(contentType []byte) otlp.Encoding {
+	if isProtobuf(contentType) {
+		return otlp.Protobuf
 	}
-	return otlp.Protobuf
+	return otlp.JSON
 }
 
 // grpcCodes are the codes of google.rpc.Status that go with ours.
@@ -400,28 +399,34 @@ var grpcCodes = map[int]int32{
 	503: 14, // UNAVAILABLE
 }
 
-// otlpError is a refusal as a google.rpc.Status in the request's own encoding.
-func otlpError(enc otlp.Encoding, f refused) response {
-	return response{
-		code: f.code, reason: f.reason, retryAfter: f.retryAfter,
-		contentType: enc.ContentType(), body: otlp.AppendStatus(nil, enc, grpcCodes[f.code], f.detail),
-	}
+func isJSON(contentType []byte) bool     { return foldsTo(mediaType(contentType), typeJSON) }
+func isProtobuf(contentType []byte) bool { return foldsTo(mediaType(contentType), typeProtobuf) }
+
+func mediaType(b []byte) []byte {
+	b, _, _ = bytes.Cut(b, []byte(";"))
+	return bytes.TrimSpace(b)
 }
 
-func isJSON(contentType string) bool     { return mediaType(contentType) == typeJSON }
-func isProtobuf(contentType string) bool { return mediaType(contentType) == typeProtobuf }
-
-func mediaType(s string) string {
-	s, _, _ = strings.Cut(s, ";")
-	return strings.ToLower(strings.TrimSpace(s))
-}
-
-func bodyRefusal(err error) refused {
+// bodyRefusal says what is wrong with a body that could not be read or decoded.
+func (e *Edge) bodyRefusal(err error) refused {
+	var timeout interface{ Timeout() bool }
+	var junk *malformedJSON
+	var broken *brokenBody
 	switch {
 	case errors.Is(err, errTooLarge):
-		return refused{code: 413, reason: bodyTooLarge, detail: "The body is too large. Send smaller batches."}
+		return refused{code: 413, reason: bodyTooLarge, detail: "The body is too large: the limits are " + strconv.Itoa(e.cfg.MaxRequestBytes) +
+			" bytes as sent and " + strconv.Itoa(e.cfg.MaxDecodedBytes) + " after decompression. Send smaller batches."}
+	case errors.Is(err, errBudget):
+		return refused{code: 503, reason: overloaded, retryAfter: later(), detail: "Too many request bodies are in memory. Nothing of the request was taken: try again later."}
 	case errors.Is(err, errEncoding):
-		return refused{code: 415, reason: wrongEncoding, detail: "Content-Encoding must be identity, gzip or zstd."}
+		return refused{code: 415, reason: wrongEncoding, detail: "The body must be compressed by gzip or zstd, once, or not at all."}
+	case errors.As(err, &junk):
+		return refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP/JSON export request: " + err.Error()}
+	case errors.As(err, &broken):
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			return refused{code: 408, reason: readTimeout, detail: "The body did not arrive in time."}
+		}
+		return refused{code: 400, reason: bodyCut, detail: "The body ended before its end, or its framing is broken."}
 	default:
 		return refused{code: 400, reason: malformedBody, detail: "The body does not decompress: " + err.Error()}
 	}

@@ -75,6 +75,20 @@ type ledger struct {
 	byKind   map[string]prometheus.Observer
 	forged   prometheus.Counter
 	own      *prometheus.CounterVec
+
+	conns, maxConns *prometheus.GaugeVec
+	turnedAway      *prometheus.CounterVec
+}
+
+// listenerMetrics are of one listener.
+type listenerMetrics struct {
+	open    prometheus.Gauge
+	refused prometheus.Counter
+}
+
+func (l *ledger) listener(name string, max int) listenerMetrics {
+	l.maxConns.WithLabelValues(name).Set(float64(max))
+	return listenerMetrics{l.conns.WithLabelValues(name), l.turnedAway.WithLabelValues(name)}
 }
 
 type outcomeKey struct {
@@ -103,7 +117,7 @@ func newLedger(reg prometheus.Registerer) *ledger {
 		outcomes: map[outcomeKey]prometheus.Counter{},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_ingest_requests_total",
-			Help: "Requests to the edge by the code of their answer and the reason for it.",
+			Help: "Requests to the edge by the code of their answer and the reason for it. Those by gRPC have the HTTP code that means the same.",
 		}, []string{"kind", "code", "reason"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "sluice_ingest_request_duration_seconds",
@@ -120,8 +134,20 @@ func newLedger(reg prometheus.Registerer) *ledger {
 			Name: "sluice_ingest_own_signals_total",
 			Help: "Signals that Sluice raised itself, which no sender is told about, by what became of them.",
 		}, []string{"outcome"}),
+		conns: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_ingest_connections",
+			Help: "Open connections of clients.",
+		}, []string{"listener"}),
+		maxConns: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_ingest_connections_limit",
+			Help: "How many connections of clients may be open (--max-connections).",
+		}, []string{"listener"}),
+		turnedAway: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_ingest_connections_refused_total",
+			Help: "Connections that were turned away because too many were open.",
+		}, []string{"listener"}),
 	}
-	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged, l.own)
+	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged, l.own, l.conns, l.maxConns, l.turnedAway)
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
 		l.received[kind] = received.WithLabelValues(kind)
 		for outcome, reasons := range signals.Reasons {

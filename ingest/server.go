@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"math"
 	"net"
 	"net/netip"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -18,15 +18,19 @@ import (
 
 // ServerConfig is what a Server is made of.
 type ServerConfig struct {
-	Edge            *Edge
-	MaxRequestBytes int            // largest body as sent; default 64 MiB
-	TrustedProxies  []netip.Prefix // whose X-Forwarded-For is believed
-	ReadTimeout     time.Duration  // for one request, headers and body; default 30 s
-	IdleTimeout     time.Duration  // of a connection kept alive; default 2 min
-	Logger          *slog.Logger
+	Edge *Edge
+	ListenConfig
+	HeaderTimeout time.Duration // for the headers of a request, and for the first byte of a new connection; default 10 s
+	BodyTimeout   time.Duration // for its body; default 30 s
+	IdleTimeout   time.Duration // of a connection kept alive; default 2 min
+	Logger        *slog.Logger
 }
 
 // A Server is the HTTP listener of an Edge. It is the only thing that sees fasthttp.
+//
+// Bodies are streamed to the edge, not read by fasthttp: so a request is refused for its path, key, type or announced size before its body is
+// read, and the bytes of all bodies together stay within the edge's budget. What a refused client still has to send is read and dropped, up
+// to a bound, since a client that is cut off while it sends does not see the answer.
 type Server struct {
 	cfg  ServerConfig
 	http *fasthttp.Server
@@ -35,27 +39,43 @@ type Server struct {
 	cancel context.CancelFunc
 }
 
+const (
+	// maxHeaders bounds the header block of a request on either listener.
+	maxHeaders = 16 << 10
+	// writeTimeout is for an answer of a few KiB.
+	writeTimeout = 10 * time.Second
+)
+
 // NewServer returns a server that is ready to Serve.
 func NewServer(cfg ServerConfig) *Server {
-	if cfg.MaxRequestBytes == 0 {
-		cfg.MaxRequestBytes = 64 << 20
+	if cfg.HeaderTimeout == 0 {
+		cfg.HeaderTimeout = 10 * time.Second
 	}
-	if cfg.ReadTimeout == 0 {
-		cfg.ReadTimeout = 30 * time.Second
+	if cfg.BodyTimeout == 0 {
+		cfg.BodyTimeout = 30 * time.Second
 	}
 	if cfg.IdleTimeout == 0 {
 		cfg.IdleTimeout = 2 * time.Minute
 	}
+	cfg.ListenConfig = cfg.withDefaults()
 	base, cancel := context.WithCancel(context.Background())
 	s := &Server{cfg: cfg, base: base, cancel: cancel}
 	s.http = &fasthttp.Server{
-		Handler:                      s.handle,
-		ErrorHandler:                 s.unreadable,
-		Name:                         "sluice",
-		MaxRequestBodySize:           cfg.MaxRequestBytes,
-		ReadBufferSize:               16 << 10, // also the limit on a request's headers
-		ReadTimeout:                  cfg.ReadTimeout,
-		WriteTimeout:                 10 * time.Second,
+		Handler:           s.handle,
+		ErrorHandler:      s.unreadable,
+		ExpectHandler:     s.expect,
+		Name:              "sluice",
+		Concurrency:       cfg.MaxConns + 1, // the listener keeps the bound, and says so to the client
+		StreamRequestBody: true,
+		// With StreamRequestBody this is only how much fasthttp reads before it calls the handler. More would be copied twice, and a client
+		// that stops in it could be answered in no encoding but ours.
+		MaxRequestBodySize: 1,
+		ReadBufferSize:     maxHeaders,
+		ReadTimeout:        cfg.HeaderTimeout,
+		HeaderReceived: func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
+			return fasthttp.RequestConfig{ReadTimeout: cfg.BodyTimeout}
+		},
+		WriteTimeout:                 writeTimeout,
 		IdleTimeout:                  cfg.IdleTimeout,
 		CloseOnShutdown:              true,
 		DisablePreParseMultipartForm: true,
@@ -71,7 +91,12 @@ type quiet struct{}
 func (quiet) Printf(string, ...any) {}
 
 // Serve answers on ln until Shutdown, then returns nil.
-func (s *Server) Serve(ln net.Listener) error { return s.http.Serve(ln) }
+func (s *Server) Serve(ln net.Listener) error {
+	return s.http.Serve(s.cfg.listen(ln, s.cfg.Edge.ledger.listener("http", s.cfg.MaxConns), tooManyConns, "http/1.1"))
+}
+
+// tooManyConns is what a client hears that is one too many for the listener.
+const tooManyConns = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 // Shutdown closes the listener and waits for the requests under way until ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {
@@ -79,48 +104,93 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return s.http.ShutdownWithContext(ctx)
 }
 
-func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+// request reads the headers. Its bytes are fasthttp's, until the handler returns.
+func (s *Server) request(ctx *fasthttp.RequestCtx) request {
+	h := &ctx.Request.Header
 	r := request{
-		id:              newRequestID(),
-		method:          ctx.Method(),
-		path:            ctx.Path(),
-		key:             ctx.Request.Header.Peek("x-flowstate-key"),
-		authorization:   ctx.Request.Header.Peek("Authorization"),
-		contentType:     string(ctx.Request.Header.ContentType()),
-		contentEncoding: string(ctx.Request.Header.ContentEncoding()),
-		idempotencyKey:  string(ctx.Request.Header.Peek("Idempotency-Key")),
-		body:            ctx.Request.Body(),
-		remote:          s.remote(ctx),
-		received:        time.Now(),
+		id:             newRequestID(),
+		method:         ctx.Method(),
+		path:           ctx.Path(),
+		contentType:    h.ContentType(),
+		idempotencyKey: h.Peek("Idempotency-Key"),
+		remote:         s.remote(ctx),
+		received:       time.Now(),
+		length:         max(h.ContentLength(), -1), // -2 is none, of which there is no stream
 	}
+	var twice bool
+	r.key, twice = single(h.PeekAll("X-Flowstate-Key"))
+	r.ambiguous = twice
+	r.authorization, twice = single(h.PeekAll("Authorization"))
+	r.ambiguous = r.ambiguous || twice && len(r.key) == 0
+	switch codings := h.PeekAll("Content-Encoding"); len(codings) {
+	case 0:
+	case 1:
+		r.contentEncoding = codings[0]
+	default:
+		r.contentEncoding = bytes.Join(codings, []byte(","))
+	}
+	return r
+}
+
+// single is the one value of a header. The same value twice is one; it reports whether there are different ones, of which a proxy before us
+// may have looked at another than we would.
+func single(values [][]byte) ([]byte, bool) {
+	if len(values) == 0 {
+		return nil, false
+	}
+	for _, v := range values[1:] {
+		if !bytes.Equal(bytes.TrimSpace(v), bytes.TrimSpace(values[0])) {
+			return values[0], true
+		}
+	}
+	return values[0], false
+}
+
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	c := ours(ctx.Conn())
+	c.linger.Store(false)
+	r := s.request(ctx)
 	if string(r.method) == "PRI" {
 		s.http2(ctx, r.remote)
 		return
 	}
-	s.write(ctx, &r, s.guarded(&r))
+	r.body = ctx.RequestBodyStream()
+	if r.body == nil {
+		r.length, r.read = 0, true
+	}
+	res := s.cfg.Edge.serve(s.base, &r)
+	s.write(ctx, &r, res)
+	if r.read || r.length == 0 {
+		return
+	}
+	// A part of the body is still to come. fasthttp reads a small rest itself and keeps the connection; if it closes, the client has to be
+	// able to read its answer.
+	c.linger.Store(true)
+	if r.length < 0 || r.length > dropped {
+		ctx.SetConnectionClose()
+	}
 }
 
-// guarded turns a panic into a counted 500: one request's bug must not take down the others. The log has the stack, not the request.
-func (s *Server) guarded(r *request) response {
-	var res response
-	func() {
-		defer func() {
-			if v := recover(); v != nil {
-				s.cfg.Logger.Error("panic in a request", "request_id", r.id, "stack", string(debug.Stack()))
-				res = s.cfg.Edge.problem(r, 500, panicked, "This is a fault of ours. Request "+r.id+".")
-				s.cfg.Edge.ledger.request(kindOther, res.code, res.reason, time.Since(r.received))
-			}
-		}()
-		res = s.cfg.Edge.handle(s.base, r)
-	}()
-	return res
+// dropped is how much of a refused body is read for the sake of the connection.
+const dropped = 64 << 10
+
+// expect answers "Expect: 100-continue": a request that is refused without its body need not send it.
+func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
+	ours(ctx.Conn()).linger.Store(true) // a client may send without waiting; handle takes it back
+	r := s.request(ctx)
+	res, refused := s.cfg.Edge.refuseEarly(s.base, &r)
+	if !refused {
+		return fasthttp.StatusContinue
+	}
+	s.write(ctx, &r, res)
+	return res.code
 }
 
 func (s *Server) write(ctx *fasthttp.RequestCtx, r *request, res response) {
 	h := &ctx.Response.Header
 	ctx.SetStatusCode(res.code)
 	h.SetContentType(res.contentType)
-	h.Set("X-Request-Id", r.id)
+	h.SetBytesV("X-Request-Id", r.id[:])
 	if res.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(res.retryAfter))
 	}
@@ -140,78 +210,32 @@ func (s *Server) write(ctx *fasthttp.RequestCtx, r *request, res response) {
 
 // remote is the sender's address: the connection's, or what a trusted proxy says it is.
 func (s *Server) remote(ctx *fasthttp.RequestCtx) netip.Addr {
-	tcp, ok := ctx.RemoteAddr().(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	forwarded := ""
-	if len(s.cfg.TrustedProxies) > 0 {
-		forwarded = string(ctx.Request.Header.Peek("X-Forwarded-For"))
-	}
-	return ClientAddr(tcp.AddrPort().Addr(), forwarded, s.cfg.TrustedProxies)
-}
-
-// ClientAddr is who sent a request that came from addr with this X-Forwarded-For: addr itself, unless it is one of our own proxies. Then it is the
-// first address from the right that is not; what stands further left the sender may have made up.
-func ClientAddr(addr netip.Addr, forwarded string, proxies []netip.Prefix) netip.Addr {
-	addr = addr.Unmap()
-	if !trusted(addr, proxies) {
+	addr := addrOf(ctx.RemoteAddr())
+	if len(s.cfg.TrustedProxies) == 0 {
 		return addr
 	}
-	hops := strings.Split(forwarded, ",")
-	for i := len(hops) - 1; i >= 0; i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-		if err != nil {
-			return addr
-		}
-		addr = hop.Unmap()
-		if !trusted(addr, proxies) {
-			return addr
-		}
-	}
-	return addr
-}
-
-func trusted(a netip.Addr, proxies []netip.Prefix) bool {
-	for _, p := range proxies {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+	return ClientAddr(addr, string(bytes.Join(ctx.Request.Header.PeekAll("X-Forwarded-For"), []byte(","))), s.cfg.TrustedProxies)
 }
 
 // unreadable answers what fasthttp could not read. Its own handler would call all of it 400.
 func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
-	r := &request{id: newRequestID(), received: time.Now(), path: ctx.Path()}
-	var small *fasthttp.ErrSmallBuffer
-	var netErr net.Error
-	f := refused{code: 400, reason: malformedRequest, detail: "This is not an HTTP/1.1 request that can be read."}
-	switch {
-	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		f = refused{code: 413, reason: bodyTooLarge,
-			detail: "The body is larger than " + strconv.Itoa(s.cfg.MaxRequestBytes) + " bytes. Send smaller batches."}
-	case errors.As(err, &small):
-		f = refused{code: 431, reason: headersTooLarge, detail: "The request's headers are larger than 16 KiB."}
-	case errors.As(err, &netErr) && netErr.Timeout():
-		f = refused{code: 408, reason: readTimeout, detail: "The request did not arrive in time."}
-	}
+	r := &request{id: newRequestID(), received: time.Now(), path: ctx.Path(), contentType: ctx.Request.Header.ContentType(), length: -1}
 	if strings.HasPrefix(string(ctx.Method()), "PRI") || strings.Contains(err.Error(), "PRI * HTTP/2.0") {
 		s.http2(ctx, s.remote(ctx))
 		return
 	}
-	rt, known := routes[string(r.path)]
-	kind := kindOther
-	var res response
-	if known {
-		kind = rt.kind
-		r.contentType = string(ctx.Request.Header.ContentType())
-		res = s.cfg.Edge.refuse(r, rt, f)
-	} else {
-		res = s.cfg.Edge.problem(r, f.code, f.reason, f.detail)
+	ours(ctx.Conn()).linger.Store(true)
+	var small *fasthttp.ErrSmallBuffer
+	var netErr net.Error
+	f := refused{code: 400, reason: malformedRequest, detail: "This is not an HTTP/1.1 request that can be read."}
+	switch {
+	case errors.As(err, &small):
+		f = refused{code: 431, reason: headersTooLarge, detail: "The request's headers are larger than " + strconv.Itoa(maxHeaders) + " bytes."}
+	case errors.As(err, &netErr) && netErr.Timeout():
+		f = refused{code: 408, reason: readTimeout, detail: "The request did not arrive in time."}
 	}
-	s.cfg.Edge.ledger.request(kind, res.code, res.reason, time.Since(r.received))
-	s.write(ctx, r, res)
+	rt, _ := r.route()
+	s.write(ctx, r, s.cfg.Edge.count(rt, r, s.cfg.Edge.refuse(r, rt, f)))
 	ctx.SetConnectionClose()
 }
 
@@ -220,8 +244,7 @@ func (s *Server) http2(ctx *fasthttp.RequestCtx, remote netip.Addr) {
 	s.cfg.Logger.Warn("gRPC was sent to the HTTP port: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or point the exporter at the gRPC port",
 		"remote", remote.String())
 	r := &request{id: newRequestID(), received: time.Now()}
-	res := s.cfg.Edge.problem(r, 400, malformedRequest, "This port speaks HTTP/1.1. For gRPC use the gRPC port, or set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf.")
-	s.cfg.Edge.ledger.request(kindOther, res.code, res.reason, time.Since(r.received))
-	s.write(ctx, r, res)
+	s.write(ctx, r, s.cfg.Edge.count(route{}, r, s.cfg.Edge.refuse(r, route{}, refused{code: 400, reason: malformedRequest,
+		detail: "This port speaks HTTP/1.1. For gRPC use the gRPC port, or set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf."})))
 	ctx.SetConnectionClose()
 }

@@ -29,16 +29,17 @@ type invalidItem struct {
 }
 
 // signals answers POST /v1/signals: one object, an array, NDJSON or CloudEvents.
-func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity) response {
-	raw, scratch, err := e.bodies.decode(r.contentEncoding, r.body)
-	if err != nil {
-		f := bodyRefusal(err)
-		return e.problem(r, f.code, f.reason, f.detail)
+func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *buffer, c *charge) response {
+	rt := routes["/v1/signals"]
+	// What is read out of the body is about as large as the body, and lives until the answer is decided.
+	if err := c.take(len(body.b)); err != nil {
+		e.bodies.put(c, body)
+		return e.refuse(r, rt, e.bodyRefusal(err))
 	}
-	raised, err := signals.ParseRequest(r.contentType, raw, r.idempotencyKey, signals.Limits{})
-	e.bodies.put(scratch)
+	raised, err := signals.ParseRequest(string(r.contentType), body.b, string(r.idempotencyKey), signals.Limits{})
+	e.bodies.put(c, body)
 	if err != nil {
-		return e.parseRefusal(r, err)
+		return e.refuse(r, rt, parseRefusal(err))
 	}
 	b := &batch{}
 	answer := signalsAnswer{Filtered: []filteredItem{}, Invalid: []invalidItem{}}
@@ -48,7 +49,7 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity) respon
 			var t tally
 			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
 			e.ledger.settle(&t)
-			return e.laterProblem(r, subjectUnknown(i))
+			return e.refuse(r, rt, *subjectUnknown(i))
 		}
 		switch {
 		case e.addVerdict(b, &v, i):
@@ -59,38 +60,33 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity) respon
 			answer.Invalid = append(answer.Invalid, invalidItem{i, v.Reason, v.Detail})
 		}
 	}
+	c.release()
 	if fail := e.forward(ctx, b, id, r.received); fail != nil {
-		return e.laterProblem(r, fail)
+		return e.refuse(r, rt, *fail)
 	}
 	for _, i := range b.tooLarge {
 		answer.Accepted--
 		answer.Invalid = append(answer.Invalid, invalidItem{i, signals.TooLarge, tooLargeForKafka})
 	}
-	body, err := json.Marshal(answer)
+	out, err := json.Marshal(answer)
 	if err != nil {
 		panic("BUG: answer does not marshal: " + err.Error())
 	}
-	res := response{code: 200, reason: served, contentType: typeJSON, body: append(body, '\n')}
+	res := response{code: 200, reason: served, contentType: typeJSON, body: append(out, '\n')}
 	if len(raised) > 0 && len(answer.Invalid) == len(raised) {
 		res.code, res.reason = 400, nothingValid
 	}
 	return res
 }
 
-func (e *Edge) laterProblem(r *request, f *refused) response {
-	res := e.problem(r, f.code, f.reason, f.detail)
-	res.retryAfter = f.retryAfter
-	return res
-}
-
 // parseRefusal answers a body that holds no items at all.
-func (e *Edge) parseRefusal(r *request, err error) response {
+func parseRefusal(err error) refused {
 	switch {
 	case errors.Is(err, signals.ErrContentType):
-		return e.problem(r, 415, wrongContentType, err.Error())
+		return refused{code: 415, reason: wrongContentType, detail: err.Error()}
 	case errors.Is(err, signals.ErrTooManyItems):
-		return e.problem(r, 413, bodyTooLarge, err.Error())
+		return refused{code: 413, reason: bodyTooLarge, detail: err.Error()}
 	default:
-		return e.problem(r, 400, malformedBody, err.Error())
+		return refused{code: 400, reason: malformedBody, detail: err.Error()}
 	}
 }

@@ -34,8 +34,13 @@ type config struct {
 	authMaxStale                                      time.Duration
 	roles                                             []string
 	maxRequestBytes, maxDecodedBytes                  int
-	maxInflightBytes                                  int64
+	maxInflightBytes, maxBodyBytes                    int64
+	maxConnections                                    int
+	tlsCert, tlsKey                                   string
+	proxyProtocol                                     bool
 	defaultLimits                                     auth.Limits
+	alertsRetention                                   time.Duration
+	alertsGroup                                       string
 	logLevel, logFormat                               string
 }
 
@@ -46,11 +51,12 @@ func (t topics) all() []string { return []string{t.logs, t.spans, t.metrics, t.s
 
 // The roles of a process.
 const (
-	roleEdge  = "edge"
-	roleAdmin = "admin"
+	roleEdge   = "edge"
+	roleAdmin  = "admin"
+	roleAlerts = "alerts"
 )
 
-var allRoles = []string{roleEdge, roleAdmin}
+var allRoles = []string{roleEdge, roleAdmin, roleAlerts}
 
 // The groups of flags. A command takes those that it uses.
 
@@ -88,13 +94,21 @@ func (c *config) listenFlags(f *pflag.FlagSet, host string) {
 func (c *config) serverFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.edgeURL, "edge-url", "", "URL of the edge as workloads see it (default: from --edge-addr)")
 	f.StringVar(&c.consoleURL, "console-url", "", "URL of the console as admins see it (default: from --admin-addr)")
-	f.StringSliceVar(&c.trustedProxies, "trusted-proxies", nil, "networks whose X-Forwarded-For is believed, as CIDR, comma-separated")
+	f.StringSliceVar(&c.trustedProxies, "trusted-proxies", nil, "networks whose X-Forwarded-For (and PROXY header, see --proxy-protocol) is believed, as CIDR, comma-separated")
 	f.DurationVar(&c.authMaxStale, "auth-max-stale", 15*time.Minute, "how long known keys are served while neither PostgreSQL nor Redis can be asked")
 	f.IntVar(&c.maxRequestBytes, "max-request-bytes", 64<<20, "largest request body, as sent")
 	f.IntVar(&c.maxDecodedBytes, "max-decoded-bytes", 64<<20, "largest request body after decompression")
+	f.Int64Var(&c.maxBodyBytes, "max-body-bytes", 256<<20,
+		"bytes of request bodies in memory, as sent, decompressed and rewritten, beyond which requests are answered 503; at least 4 times the larger of the two before")
+	f.IntVar(&c.maxConnections, "max-connections", 10_000, "open connections of each of the edge's listeners, beyond which new ones are turned away")
+	f.StringVar(&c.tlsCert, "tls-cert", "", "PEM file of the edge's certificate and its intermediates: TLS on --edge-addr and --grpc-addr. Read again when it changes")
+	f.StringVar(&c.tlsKey, "tls-key", "", "PEM file of the key of --tls-cert")
+	f.BoolVar(&c.proxyProtocol, "proxy-protocol", false, "connections from --trusted-proxies to the edge begin with a PROXY header, version 1 or 2")
 	f.Int64Var(&c.maxInflightBytes, "max-inflight-bytes", 256<<20, "bytes waiting for Kafka, beyond which requests are answered 503")
 	f.Int64Var(&c.defaultLimits.RequestsPerSecond, "default-requests-per-second", 0, "limit on each edge of a key that names none (0: no limit)")
 	f.Int64Var(&c.defaultLimits.BytesPerSecond, "default-bytes-per-second", 0, "limit on each edge of a key that names none, bytes as sent (0: no limit)")
+	f.StringVar(&c.alertsGroup, "alerts-group", "sluice-alerts", "Kafka consumer group of the alerts")
+	f.DurationVar(&c.alertsRetention, "alerts-retention", 400*24*time.Hour, "how long alerts are kept (0: for ever)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "auto", "json, text, or auto: text on a terminal")
 }
@@ -193,6 +207,15 @@ func (c *config) check() error {
 	}
 	if c.authMaxStale < 0 || c.maxRequestBytes <= 0 || c.maxDecodedBytes <= 0 || c.maxInflightBytes <= 0 {
 		return usagef("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
+	}
+	if c.maxConnections <= 0 || c.maxBodyBytes < 4*int64(max(c.maxRequestBytes, c.maxDecodedBytes)) {
+		return usagef("--max-connections must be positive, and --max-body-bytes at least 4 times --max-request-bytes and --max-decoded-bytes")
+	}
+	if (c.tlsCert == "") != (c.tlsKey == "") {
+		return usagef("--tls-cert and --tls-key go together")
+	}
+	if c.proxyProtocol && len(c.trustedProxies) == 0 {
+		return usagef("--proxy-protocol needs --trusted-proxies: whose PROXY header is to be believed")
 	}
 	seen := map[string]bool{}
 	for _, t := range c.topics.all() {

@@ -40,17 +40,21 @@ type process struct {
 	reg   *prometheus.Registry
 	roles []string
 
-	store *accounts.Store
-	redis redis.UniversalClient // nil: none
-	wake  <-chan struct{}       // key_changes has moved
+	store    *accounts.Store
+	signals  signalParts // its store is given, the rest is wired
+	consumer *signals.Consumer
+	redis    redis.UniversalClient // nil: none
+	wake     <-chan struct{}       // key_changes has moved
 
 	chain      *auth.Chain
 	signalEdge *ingest.Edge
 	misuse     chan misuse // uses of revoked keys that are to be raised
 	producer   *ingest.Producer
 	edge       *ingest.Server
-	admin      *http.Server
-	ops        *http.Server
+	// certificate is nil where the edge speaks no TLS
+	certificate *ingest.Certificate
+	admin       *http.Server
+	ops         *http.Server
 
 	edgeLn, adminLn, opsLn net.Listener
 
@@ -92,13 +96,22 @@ func newRegistry() *prometheus.Registry {
 
 // wire builds the parts on each other. Nothing of it waits for a dependency.
 func (p *process) wire() error {
-	if p.runs(roleEdge) {
-		if err := p.wireEdge(); err != nil {
-			return err
-		}
+	steps := []struct {
+		needed bool
+		build  func() error
+	}{
+		{p.runs(roleEdge), p.wireChain},
+		{true, p.wireSignals},
+		{p.runs(roleEdge) || p.runs(roleAlerts), p.wireProducer},
+		{p.runs(roleEdge), p.wireEdge},
+		{p.runs(roleAlerts), p.wireAlerts},
+		{p.runs(roleAdmin), p.wireAdmin},
 	}
-	if p.runs(roleAdmin) {
-		if err := p.wireAdmin(); err != nil {
+	for _, s := range steps {
+		if !s.needed {
+			continue
+		}
+		if err := s.build(); err != nil {
 			return err
 		}
 	}
@@ -106,9 +119,9 @@ func (p *process) wire() error {
 	return nil
 }
 
-func (p *process) wireEdge() error {
-	var err error
+func (p *process) wireChain() error {
 	p.misuse = make(chan misuse, 256)
+	var err error
 	p.chain, err = auth.NewChain(auth.ChainConfig{
 		Truth: auth.Truth{
 			Key: p.store.Key, AccountKey: p.store.AccountKey, AccountKeyByName: p.store.AccountKeyByName,
@@ -117,40 +130,43 @@ func (p *process) wireEdge() error {
 		Redis: p.redis, Wake: p.wake, MaxStale: p.cfg.authMaxStale, EdgeID: edgeID(), Registerer: p.reg, Logger: p.log,
 		DefaultLimits: p.cfg.defaultLimits, OnRevokedUse: p.noteMisuse,
 	})
+	return err
+}
+
+func (p *process) wireProducer() error {
+	k, err := p.cfg.kafkaConfig()
 	if err != nil {
 		return err
 	}
-	kafkaConfig, err := p.cfg.kafkaConfig()
-	if err != nil {
-		return err
-	}
-	t := p.cfg.topics
 	p.producer, err = ingest.NewProducer(ingest.ProducerConfig{
-		KafkaConfig: kafkaConfig, Topics: []string{t.logs, t.spans, t.metrics, t.signals},
-		MaxInFlightBytes: p.cfg.maxInflightBytes, Registerer: p.reg, Logger: p.log,
+		KafkaConfig: k, Topics: p.cfg.topics.all(), MaxInFlightBytes: p.cfg.maxInflightBytes, Registerer: p.reg, Logger: p.log,
 	})
 	if err != nil {
 		return &usageError{err}
 	}
-	taxonomy, err := signals.NewTaxonomy(signals.TaxonomyConfig{})
-	if err != nil {
-		return err
-	}
-	decider, err := signals.NewDecider(signals.DeciderConfig{Taxonomy: taxonomy, Account: p.chain.Account, AccountByName: p.chain.AccountByName})
-	if err != nil {
-		return err
-	}
+	return nil
+}
+
+func (p *process) wireEdge() error {
+	t := p.cfg.topics
 	p.signalEdge = ingest.NewEdge(ingest.EdgeConfig{
-		Chain: p.chain, Producer: p.producer,
-		Decider:         decider,
+		Chain: p.chain, Producer: p.producer, Decider: p.signals.decider, Drops: p.signals.drops,
 		Topics:          ingest.Topics{Logs: t.logs, Spans: t.spans, Metrics: t.metrics, Signals: t.signals},
-		MaxDecodedBytes: p.cfg.maxDecodedBytes, Registerer: p.reg, Logger: p.log,
+		MaxRequestBytes: p.cfg.maxRequestBytes, MaxDecodedBytes: p.cfg.maxDecodedBytes, MaxBodyBytes: p.cfg.maxBodyBytes, Registerer: p.reg, Logger: p.log,
 	})
 	proxies, err := p.cfg.proxies()
 	if err != nil {
 		return err
 	}
-	p.edge = ingest.NewServer(ingest.ServerConfig{Edge: p.signalEdge, MaxRequestBytes: p.cfg.maxRequestBytes, TrustedProxies: proxies, Logger: p.log})
+	listen := ingest.ListenConfig{MaxConns: p.cfg.maxConnections, TrustedProxies: proxies, ProxyProtocol: p.cfg.proxyProtocol}
+	if p.cfg.tlsCert != "" {
+		p.certificate, err = ingest.LoadCertificate(ingest.CertificateConfig{CertFile: p.cfg.tlsCert, KeyFile: p.cfg.tlsKey, Registerer: p.reg, Logger: p.log})
+		if err != nil {
+			return usagef("--tls-cert, --tls-key: %w", err)
+		}
+		listen.Certificate = p.certificate
+	}
+	p.edge = ingest.NewServer(ingest.ServerConfig{Edge: p.signalEdge, ListenConfig: listen, Logger: p.log})
 	return nil
 }
 
@@ -164,11 +180,17 @@ func (p *process) wireAdmin() error {
 	if p.edgeLn != nil {
 		edgeURL = publicURL(edgeURL, p.edgeLn.Addr())
 	}
+	account, byName := p.accountLookups()
+	alerts := signals.NewAPI(signals.APIConfig{
+		Store: p.signals.store, Decider: p.signals.decider, Compiler: p.signals.compiler, Policies: p.signals.policies,
+		Account: account, AccountByName: byName, ClientIP: from,
+	})
 	api := accounts.NewAPI(accounts.APIConfig{
 		Store: p.store, Authenticate: p.store.AuthenticateRequest, Logger: p.log, Registerer: p.reg, ClientIP: from,
+		SignalTypes: p.signals.taxonomy.Types, Routes: p.signalRoutes(alerts), OpenAPI: [][]byte{signals.OpenAPI},
 	})
 	pages, err := console.New(console.Config{
-		Store: p.store, EdgeURL: edgeURL, URL: p.cfg.consoleURL, ClientIP: from, Logger: p.log,
+		Store: p.store, Signals: p.signals.store, EdgeURL: edgeURL, URL: p.cfg.consoleURL, ClientIP: from, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -204,6 +226,10 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 		background.Go(func() error { return p.chain.Run(inner) })
 		background.Go(func() error { p.raiseMisuse(inner); return nil })
 	}
+	if p.certificate != nil {
+		background.Go(func() error { return p.certificate.Run(inner) })
+	}
+	p.runSignals(inner, &background)
 	failed := make(chan error, 4)
 	serve := func(what string, f func() error) {
 		servers.Go(func() error {
@@ -239,13 +265,15 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	errs := []error{err}
 	if p.edge != nil {
 		errs = append(errs, wrapErr("stop the edge", p.edge.Shutdown(stop)))
-		errs = append(errs, wrapErr("flush to Kafka", p.producer.Close(stop)))
 	}
 	if p.admin != nil {
 		errs = append(errs, wrapErr("stop the admin API", p.admin.Shutdown(stop)))
 	}
 	endInner()
 	errs = append(errs, background.Wait())
+	if p.producer != nil {
+		errs = append(errs, wrapErr("flush to Kafka", p.producer.Close(stop)))
+	}
 	errs = append(errs, wrapErr("stop ops", p.ops.Shutdown(stop)))
 	_ = servers.Wait() // its error came by failed
 	return errors.Join(errs...)
