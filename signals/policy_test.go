@@ -296,6 +296,36 @@ func TestExplainAgreesWithTheEdge(t *testing.T) {
 	}
 }
 
+func FuzzPolicy(f *testing.F) {
+	f.Add([]byte(`{"rules":[{"id":"a","types":["pii_detected","budget"],"when":"details.n > 1 && service.team == \"mail\"","action":"WARN","scope":{"team":["mail"]}}]}`), []byte(`{"n":2}`))
+	f.Add([]byte(`{"rules":[{"id":"a","types":["contentSafety"],"when":"details.exists(k, k.matches('^a+$'))","action":"BLOCK","scope":{"service_account":["digest/production"]}}]}`), []byte(`{"aa":[1]}`))
+	f.Add([]byte(`{"rules":[{"id":"a","types":["other"],"when":"1/0 == 1","action":"OBSERVE","scope":{"org":true}}]}`), []byte(`{}`))
+	f.Fuzz(func(t *testing.T, draft, details []byte) {
+		rules, err := ParseRules(draft)
+		var p *Policy
+		if err == nil {
+			p, err = compiler(t).Compile(1, rules)
+		}
+		if err != nil {
+			var errs PolicyErrors
+			if !errors.As(err, &errs) || len(errs) == 0 {
+				t.Fatalf("%s: %v", draft, err)
+			}
+			return
+		}
+		if details = details[skipSpace(details, 0):]; len(details) == 0 || details[0] != '{' || !validJSON(details) {
+			return
+		}
+		for _, service := range []*EventService{nil, {ID: "sa_1", Name: "digest", Environment: "production", Team: "mail"}} {
+			e := &Event{Type: "pii_detected", Category: ContentSafety, BaseSeverity: Warn, Service: service, Details: details, DetectedAt: received, ReceivedAt: received}
+			ref, _ := p.decide(e)
+			if x := p.Explain(e); x.Rule != ref {
+				t.Fatalf("%s: decided by %+v, explained by %+v", draft, ref, x.Rule)
+			}
+		}
+	})
+}
+
 func BenchmarkPolicy(b *testing.B) {
 	for _, n := range []int{0, 10, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -242,8 +242,9 @@ func (q *question) direction() (string, string) {
 	return ` DESC`, ` < `
 }
 
-// merge reads up to n alerts in the order of the question, of these types (nil: all), after from.
-func (s *Store) merge(ctx context.Context, q *question, types []string, n int, from *place) ([]Alert, error) {
+// statement is the SQL that reads up to n alerts in the order of the question, of these types (nil: all), after from; ""
+// where there can be none.
+func (q *question) statement(types []string, n int, from *place) (string, args) {
 	var a args
 	dimension, values := q.dimension(types)
 	order, after := q.direction()
@@ -274,7 +275,7 @@ func (s *Store) merge(ctx context.Context, q *question, types []string, n int, f
 		}
 	}
 	if len(branches) == 0 {
-		return nil, nil
+		return "", nil
 	}
 	by := `detected_at` + order + `, id` + order
 	if q.sort == SortSeverity {
@@ -284,7 +285,16 @@ func (s *Store) merge(ctx context.Context, q *question, types []string, n int, f
 		}
 		by = `loudness` + direction + by
 	}
-	rows, err := s.r.QueryContext(ctx, strings.Join(branches, ` UNION ALL `)+` ORDER BY `+by+` LIMIT `+a.add(n), a...)
+	return strings.Join(branches, ` UNION ALL `) + ` ORDER BY ` + by + ` LIMIT ` + a.add(n), a
+}
+
+// merge answers a statement.
+func (s *Store) merge(ctx context.Context, q *question, types []string, n int, from *place) ([]Alert, error) {
+	sql, a := q.statement(types, n, from)
+	if sql == "" {
+		return nil, nil
+	}
+	rows, err := s.r.QueryContext(ctx, sql, a...)
 	if err != nil {
 		return nil, wrap("list alerts", err)
 	}

@@ -475,6 +475,26 @@ func TestPrune(t *testing.T) {
 	})
 }
 
+func TestRetain(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		for i := range 20 {
+			w.put(t, event(i, func(e *Event) { e.ReceivedAt = received.Add(-time.Duration(i) * 24 * time.Hour) }))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- Retain(ctx, RetentionConfig{Store: w.Store, Keep: 5*24*time.Hour + time.Hour, Every: 5 * time.Millisecond, Batch: 3, Logger: quiet()})
+		}()
+		w.awaitCount(t, 6)
+		w.advance(2 * 24 * time.Hour)
+		w.awaitCount(t, 4)
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}
+
 func TestDrops(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		drop := func(id, typ string, reason Reason, n int64, at time.Time) Drop {
@@ -601,4 +621,24 @@ func TestDecodeEvent(t *testing.T) {
 			t.Errorf("%q: %v", junk, err)
 		}
 	}
+}
+
+func FuzzDecodeEvent(f *testing.F) {
+	f.Add(event(1, nil).AppendJSON(nil))
+	f.Add([]byte(`{"id":"sig_1","org":"a","type":"a","severity":"INFO"}`))
+	f.Add([]byte(" {} "))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		e, err := DecodeEvent(value)
+		if (e == nil) != errors.Is(err, ErrNotAnEvent) {
+			t.Fatalf("%+v %v", e, err)
+		}
+		if e == nil {
+			return
+		}
+		a := Alert{Event: *e, Raw: json.RawMessage(strings.TrimSpace(string(value)))}
+		b, err := json.Marshal(&a)
+		if err != nil || !json.Valid(b) {
+			t.Fatalf("%s: %s %v", value, b, err)
+		}
+	})
 }
