@@ -384,12 +384,14 @@ func encodingOf(contentType []byte) otlp.Encoding {
 	return otlp.JSON
 }
 
+const grpcUnimplemented = 12
+
 // grpcCodes are the codes of google.rpc.Status that go with ours.
 var grpcCodes = map[int]int32{
 	400: 3,  // INVALID_ARGUMENT
 	401: 16, // UNAUTHENTICATED
-	404: 12, // UNIMPLEMENTED
-	405: 12,
+	404: grpcUnimplemented,
+	405: grpcUnimplemented,
 	408: 4, // DEADLINE_EXCEEDED
 	413: 8, // RESOURCE_EXHAUSTED; without RetryInfo it means: do not retry
 	415: 3,

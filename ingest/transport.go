@@ -22,3 +22,12 @@ func (c KafkaConfig) Transport() (*kafka.Transport, error) {
 		Dial:        (&net.Dialer{}).DialContext,
 	}, nil
 }
+
+// Dialer is for kafka-go's consumer groups on the same cluster.
+func (c KafkaConfig) Dialer() (*kafka.Dialer, error) {
+	mechanism, err := c.mechanism()
+	if err != nil {
+		return nil, err
+	}
+	return &kafka.Dialer{ClientID: c.ClientID, Timeout: kafkaDialTimeout, DualStack: true, TLS: c.TLS, SASLMechanism: mechanism}, nil
+}

@@ -19,6 +19,7 @@ import (
 	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/deploy"
+	"flowstate.inc/sluice/signals"
 )
 
 // The demo that sluice dev seeds on its first start, after the user's own example.
@@ -68,6 +69,7 @@ func newDevCommand() *cobra.Command {
 	f := cmd.Flags()
 	cfg.listenFlags(f, "127.0.0.1")
 	cfg.serverFlags(f)
+	cfg.stopFlags(f, 0)
 	f.StringVar(&cfg.kafkaAddr, "kafka-addr", "127.0.0.1:9092", "address of the embedded Kafka broker")
 	f.StringVar(&cfg.dataDir, "data-dir", "./sluice-data", "directory of all data")
 	f.BoolVar(&asJSON, "json", false, "print one JSON line when ready, and nothing else")
@@ -130,6 +132,7 @@ func (d *dev) run(ctx context.Context) error {
 		return err
 	}
 	p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.SQLite, OnChange: p.changed})
+	p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.SQLite, Audit: auditSignals(p.store)})
 	p.wake = p.store.Wake()
 	if err := p.wire(); err != nil {
 		return err

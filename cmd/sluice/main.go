@@ -3,7 +3,8 @@
 //
 // This package holds the flags and the environment, the wiring of the rooms, and the order in which they start and stop. It promises
 // that wrong configuration refuses to start and says what is wrong, while a dependency that cannot be reached never does. It fails with exit
-// status 1 for an error, 2 for a wrong command line, and prints the reason on standard error.
+// status 1 for an error, 2 for a wrong command line, 3 where an edge has stopped in good order but records are left in its spool, and prints the reason on
+// standard error.
 package main
 
 import (
@@ -25,12 +26,16 @@ func run() int {
 	root := newRootCommand()
 	err := root.ExecuteContext(ctx)
 	var usage *usageError
+	var left *leftError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
 		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
 		return 2
+	case errors.As(err, &left):
+		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", left)
+		return 3
 	default:
 		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
 		return 1
@@ -60,7 +65,7 @@ func newRootCommand() *cobra.Command {
 	})
 	root.AddCommand(
 		newDevCommand(), newServeCommand(), newMigrateCommand(),
-		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newTailCommand(), newVersionCommand(),
+		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newTailCommand(), newSpoolCommand(), newVersionCommand(),
 	)
 	return root
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,6 +12,7 @@ import (
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/deploy"
 	"flowstate.inc/sluice/ingest"
+	"flowstate.inc/sluice/signals"
 )
 
 func newServeCommand() *cobra.Command {
@@ -58,6 +60,7 @@ func newServeCommand() *cobra.Command {
 				return usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
 			}
 			p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
+			p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.Postgres, Audit: auditSignals(p.store)})
 			if err := p.wire(); err != nil {
 				return err
 			}
@@ -70,6 +73,8 @@ func newServeCommand() *cobra.Command {
 	f := cmd.Flags()
 	cfg.listenFlags(f, "")
 	cfg.serverFlags(f)
+	cfg.spoolFlags(f)
+	cfg.stopFlags(f, 5*time.Second)
 	cfg.storeFlags(f)
 	cfg.kafkaFlags(f)
 	f.StringVar(&cfg.redisURL, "redis-url", "", "Redis, as redis://user:password@host:6379/0, rediss:// for TLS (secret: also --redis-url-file)")

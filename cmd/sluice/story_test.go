@@ -148,7 +148,7 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: start NAME ARGS…")
 	}
 	name, args := args[0], args[1:]
-	ports := []string{"--edge-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--ops-addr=127.0.0.1:0"}
+	ports := []string{"--edge-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--ops-addr=127.0.0.1:0", "--drain-delay=0s"}
 	if args[0] == "dev" {
 		ports = append(ports, "--kafka-addr=127.0.0.1:0", "--json")
 	}

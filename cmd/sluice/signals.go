@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"flowstate.inc/sluice/accounts"
+	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/ingest"
+	"flowstate.inc/sluice/signals"
+)
+
+// policiesKey is where Redis keeps the active policies, for edges that start while the database is away.
+const policiesKey = "sluice:policies"
+
+// redisTimeout bounds one question about policy to Redis.
+const redisTimeout = 500 * time.Millisecond
+
+// A signalParts is what edges, the admin API and the alerts consumer share of the signals room.
+type signalParts struct {
+	taxonomy *signals.Taxonomy
+	store    *signals.Store
+	compiler *signals.PolicyCompiler
+	policies *signals.Policies
+	drops    *signals.Drops
+	decider  *signals.Decider
+}
+
+// auditSignals writes changes of alerts and policy into the audit of the accounts room, in their own transaction.
+func auditSignals(store *accounts.Store) func(context.Context, *sql.Tx, signals.AuditEntry) error {
+	return func(ctx context.Context, tx *sql.Tx, e signals.AuditEntry) error {
+		return store.AuditTx(ctx, tx, e.Org, accounts.By(e.By), accounts.Event{
+			Action: e.Action, Target: accounts.Subject{Kind: e.TargetKind, ID: e.TargetID, Label: e.TargetLabel}, Before: e.Before, After: e.After,
+		})
+	}
+}
+
+// wireSignals builds the room on the database that the accounts are in.
+func (p *process) wireSignals() error {
+	s := &p.signals
+	var err error
+	s.taxonomy, err = signals.NewTaxonomy(signals.TaxonomyConfig{})
+	if err != nil {
+		return err
+	}
+	s.compiler, err = signals.NewPolicyCompiler(s.taxonomy)
+	if err != nil {
+		return err
+	}
+	cfg := signals.PoliciesConfig{Compiler: s.compiler, Versions: s.store.Versions, Active: s.store.Active, Registerer: p.reg, Logger: p.log}
+	if p.redis != nil {
+		cfg.Remember = func(ctx context.Context, value []byte) error {
+			ctx, cancel := context.WithTimeout(ctx, redisTimeout)
+			defer cancel()
+			return p.redis.Set(ctx, policiesKey, value, 0).Err()
+		}
+		cfg.Recall = func(ctx context.Context) ([]byte, error) {
+			ctx, cancel := context.WithTimeout(ctx, redisTimeout)
+			defer cancel()
+			b, err := p.redis.Get(ctx, policiesKey).Bytes()
+			if errors.Is(err, redis.Nil) {
+				return nil, nil
+			}
+			return b, err
+		}
+	}
+	s.policies = signals.NewPolicies(cfg)
+	s.drops = signals.NewDrops(s.store.AddDrops, p.log)
+	account, byName := p.accountLookups()
+	s.decider, err = signals.NewDecider(signals.DeciderConfig{Taxonomy: s.taxonomy, Account: account, AccountByName: byName, Policy: s.policies.Rule})
+	return err
+}
+
+type (
+	lookUpByID   = func(ctx context.Context, org, id string) (*auth.Principal, error)
+	lookUpByName = func(ctx context.Context, org, name, environment string) (*auth.Principal, error)
+)
+
+// accountLookups are the edge's chain where there is one, else the database: a process that only explains has no need of a cache.
+func (p *process) accountLookups() (lookUpByID, lookUpByName) {
+	if p.chain != nil {
+		return p.chain.Account, p.chain.AccountByName
+	}
+	principal := func(ctx context.Context, prefix string, err error) (*auth.Principal, error) {
+		if err != nil {
+			return nil, err
+		}
+		rec, err := p.store.Key(ctx, prefix)
+		return &rec.Principal, err
+	}
+	return func(ctx context.Context, org, id string) (*auth.Principal, error) {
+			prefix, err := p.store.AccountKey(ctx, org, id)
+			return principal(ctx, prefix, err)
+		}, func(ctx context.Context, org, name, environment string) (*auth.Principal, error) {
+			prefix, err := p.store.AccountKeyByName(ctx, org, name, environment)
+			return principal(ctx, prefix, err)
+		}
+}
+
+// wireAlerts builds the consumer that moves events from Kafka into Alerts.
+func (p *process) wireAlerts() error {
+	k, err := p.cfg.kafkaConfig()
+	if err != nil {
+		return err
+	}
+	dialer, err := k.Dialer()
+	if err != nil {
+		return &usageError{err}
+	}
+	p.consumer = signals.NewConsumer(signals.ConsumerConfig{
+		Brokers: k.Brokers, Dialer: dialer, Topic: p.cfg.topics.signals, Group: p.cfg.alertsGroup, Store: p.signals.store,
+		DeadLetter: p.deadLetter, Registerer: p.reg, Logger: p.log,
+	})
+	return nil
+}
+
+// deadLetter keeps a message that can never be read; nil only when it is acknowledged.
+func (p *process) deadLetter(ctx context.Context, m signals.DeadLetter) error {
+	msg := ingest.Message{Topic: p.cfg.topics.dlq, Key: m.Key, Value: m.Value}
+	for _, h := range m.Headers {
+		msg.Headers = append(msg.Headers, ingest.Header(h))
+	}
+	return p.producer.Produce(ctx, []ingest.Message{msg})
+}
+
+// runSignals follows policy, counts what is dropped, moves events into Alerts and removes old ones, until ctx ends.
+func (p *process) runSignals(ctx context.Context, group *errgroup.Group) {
+	run := func(f func(context.Context) error) {
+		group.Go(func() error {
+			if err := f(ctx); err != nil && !errors.Is(err, context.Canceled) {
+				return err
+			}
+			return nil
+		})
+	}
+	if p.runs(roleEdge) || p.runs(roleAdmin) {
+		run(func(ctx context.Context) error { return p.signals.policies.Run(ctx, p.signals.store.Wake()) })
+	}
+	if p.runs(roleEdge) {
+		run(p.signals.drops.Run)
+	}
+	if p.consumer != nil {
+		run(p.consumer.Run)
+		run(p.pruneAlerts)
+	}
+}
+
+// pruneAlerts removes alerts past their retention, once an hour.
+func (p *process) pruneAlerts(ctx context.Context) error {
+	if p.cfg.alertsRetention <= 0 {
+		return nil
+	}
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		n, err := p.signals.store.Prune(ctx, time.Now().Add(-p.cfg.alertsRetention), 1000)
+		if err != nil && ctx.Err() == nil {
+			p.log.Warn("cannot remove old alerts; trying again in an hour", "error", err)
+		} else if n > 0 {
+			p.log.Info("removed old alerts", "count", n)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// signalRoutes are the room's part of the admin API, behind the accounts room's sign-in.
+func (p *process) signalRoutes(api *signals.API) []accounts.Route {
+	var routes []accounts.Route
+	for _, r := range api.Routes() {
+		routes = append(routes, accounts.Route{Method: r.Method, Path: r.Path, Permissions: r.Permissions, MaxBody: r.MaxBody, Handle: r.Handle})
+	}
+	return routes
+}
