@@ -100,6 +100,8 @@ func alertToast(parts []string, here string) *toast {
 	}
 	t := &toast{}
 	switch parts[0] {
+	case "activated":
+		t.Text = "Activated. The edges take the new version within a second."
 	case "none":
 		t.Text = "No signal was selected."
 	case "reopened":

@@ -19,8 +19,12 @@ import (
 type Config struct {
 	Store *accounts.Store
 
-	// Signals keeps the alerts. nil: there is no Alerts page here, and no signal trail on an account's page.
+	// Signals keeps alerts and policies. nil: there is no Alerts and no Policy page here, and no signal trail on an
+	// account's page.
 	Signals *signals.Store
+
+	// Decider has the taxonomy that drafts of policy are checked by and the caps that simulations use. nil: the built-in ones.
+	Decider *signals.Decider
 
 	// EdgeURL is where workloads send to, as the outside sees it, like https://ingest.example.com: it stands in the
 	// paste-ready set-up of a new key. "" means http://localhost:4318.
@@ -38,7 +42,7 @@ type Config struct {
 	// knows the trusted proxies.
 	ClientIP func(*http.Request) string
 
-	// Rules names the rules of the active policy that name an account, for the page that deletes it. nil: no policy here.
+	// Rules names the rules of the active policy that name an account, for the page that deletes it. nil: those in Signals.
 	Rules func(ctx context.Context, org, id, name, environment string) ([]string, error)
 
 	// Sections are cards that other rooms put on an account's page, between its scope and its keys: usage, the signal
@@ -60,6 +64,8 @@ type Console struct {
 	store    *accounts.Store
 	signals  *signals.Store
 	live     *liveFeed
+	decider  *signals.Decider
+	compiler *signals.PolicyCompiler
 	render   *renderer
 	log      *slog.Logger
 	now      func() time.Time
@@ -100,6 +106,14 @@ func New(cfg Config) (*Console, error) {
 	var err error
 	if c.render, err = newRenderer(c.now); err != nil {
 		return nil, err
+	}
+	if c.signals != nil {
+		if c.decider, c.compiler, err = newPolicyTools(cfg.Decider); err != nil {
+			return nil, err
+		}
+		if c.rules == nil {
+			c.rules = c.rulesNaming
+		}
 	}
 	c.export = c.newExport()
 	c.handler = c.wrap(c.mux())
@@ -143,6 +157,10 @@ func (c *Console) routes() []page {
 		{"GET " + alertsPath + "/new", auth.AIGovernanceView, c.alertsNew},
 		{"POST " + alertsPath + "/resolve", auth.AIGovernanceView, c.resolve},
 		{"POST " + alertsPath + "/reopen", auth.AIGovernanceView, c.reopen},
+		{"GET " + policyPath, auth.AIGovernanceView, c.policy},
+		{"POST " + policyPath + "/drafts", auth.AIPolicyAdmin, c.createDraft},
+		{"GET " + policyPath + "/drafts/{id}", auth.AIGovernanceView, c.draft},
+		{"POST " + policyPath + "/drafts/{id}/activate", auth.AIPolicyAdmin, c.activate},
 	}...)
 }
 

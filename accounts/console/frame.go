@@ -71,11 +71,12 @@ func (c *Console) nav(ctx context.Context, v *visit, current string) []navGroup 
 	}{
 		{"AI", auth.AIGovernanceView, navLink{Label: "Alerts and signals", URL: alertsPath, Icon: "bell"}},
 		{"Settings → AI", auth.SettingsIntegrationsUpdate, navLink{Label: "AI Service Accounts", URL: accountsPath, Icon: "machine"}},
+		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Policy", URL: policyPath, Icon: "policy"}},
 		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Audit log", URL: auditPath, Icon: "log"}},
 	}
 	var groups []navGroup
 	for _, e := range entries {
-		if !v.admin.Can(e.permission) || e.link.URL == alertsPath && c.signals == nil {
+		if !v.admin.Can(e.permission) || (e.link.URL == alertsPath || e.link.URL == policyPath) && c.signals == nil {
 			continue
 		}
 		if e.link.URL == alertsPath {

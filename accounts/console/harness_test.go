@@ -36,9 +36,9 @@ const listPath = "/settings/ai/service-accounts"
 type site struct {
 	*accounts.Store
 	signals *signals.Store
-	server *httptest.Server
-	dir    string // of the database
-	log    *logBuffer
+	server  *httptest.Server
+	dir     string // of the database
+	log     *logBuffer
 }
 
 // A logBuffer keeps what the console logs, for the tests that search it.

@@ -16,6 +16,7 @@ func TestLooks(t *testing.T) {
 	used, empty, all := newSite(t), newSite(t), auth.AllPermissions()
 	used.seed(t, 300)
 	used.seedSignals(t)
+	draft := used.seedPolicy(t)
 	deleted := newSite(t)
 	gone := deleted.account(t, "legacy-translator", auth.Production).Account
 	if _, _, err := deleted.DeleteAccount(t.Context(), by, "acme", gone.ID); err != nil {
@@ -50,6 +51,11 @@ func TestLooks(t *testing.T) {
 		{"alerts-calm", "/ai/alerts", empty, all},
 		{"alerts-no-match", "/ai/alerts?cat:other=1", used, all},
 		{"alert", "/ai/alerts?alert=" + used.newest(t), used, all},
+		{"policy", "/settings/ai/policy", used, all},
+		{"policy-none", "/settings/ai/policy", empty, all},
+		{"policy-version", "/settings/ai/policy?version=2", used, all},
+		{"policy-edit", "/settings/ai/policy?draft=active", used, all},
+		{"policy-draft", "/settings/ai/policy/drafts/" + draft, used, all},
 		{"denied", listPath, used, []auth.Permission{auth.AIGovernanceView}},
 		{"lost", "/nowhere", used, all},
 		{"sign-in", "/sign-in", used, nil},

@@ -85,7 +85,7 @@ func TestPermissions(t *testing.T) {
 			t.Errorf("%s %s %s: %d, want %d\n%s", p.needs, p.method, p.path, got.StatusCode, p.ok, got.text(t))
 		}
 	}
-	for _, path := range []string{listPath + "/nothing", listPath + "/sa_" + strings.Repeat("0", 32), listPath + "/%00", listPath + "/..%2f..", "/settings", "/settings/ai/policy"} {
+	for _, path := range []string{listPath + "/nothing", listPath + "/sa_" + strings.Repeat("0", 32), listPath + "/%00", listPath + "/..%2f..", "/settings", "/settings/ai/usage"} {
 		if got := s.do(t, sessions[manage], "GET", path, nil); got.StatusCode != http.StatusNotFound {
 			t.Errorf("%s: %d, want 404", path, got.StatusCode)
 		}
