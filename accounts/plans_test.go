@@ -15,7 +15,10 @@ import (
 // SQLite says which index it walks.
 func TestPagesReadABoundedNumberOfRows(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		const n, m = 20_000, 100_000
+		n, m := 20_000, 100_000
+		if w.dialect == accounts.SQLite { // whose plans do not depend on sizes as long as there are statistics, and which is slow under -race
+			n, m = 2_000, 8_000
+		}
 		w.seed(t, n, m)
 		ctx := t.Context()
 		const limit = 50
@@ -54,7 +57,7 @@ func TestPagesReadABoundedNumberOfRows(t *testing.T) {
 			query, args, err := accounts.ListQueryForTest(w.Store, "acme", f)
 			check(fmt.Sprintf("search %+v", f), query, args, err)
 		}
-		now := time.UnixMilli(1700000000000 + m*5)
+		now := time.UnixMilli(1700000000000 + int64(m)*5)
 		for _, f := range []accounts.AuditFilter{
 			{}, {Since: now}, {Until: now}, {Actions: []string{"service_account.deleted"}}, {Actions: []string{"service_account.deleted", "nothing", "service_account.updated"}},
 			{Actors: []string{"rare"}}, {Target: "sa_7"}, {TargetKinds: []string{"org"}}, {Actors: []string{"often"}, Actions: []string{"service_account.updated"}},
@@ -67,7 +70,7 @@ func TestPagesReadABoundedNumberOfRows(t *testing.T) {
 		if _, err := w.Key(ctx, "fsk_000000000777"); err != nil {
 			t.Error(err)
 		}
-		if c, err := w.CountAccounts(ctx, "acme"); err != nil || c.Live != accounts.CountLimit {
+		if c, err := w.CountAccounts(ctx, "acme"); err != nil || c.Live != min(accounts.CountLimit, n/10*9) {
 			t.Errorf("counts: %+v, %v", c, err)
 		}
 		if took := time.Since(started); took > 5*time.Second {
