@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"flowstate.inc/sluice/auth"
@@ -27,6 +28,11 @@ import (
 type testEdge struct {
 	t       testing.TB
 	url     string
+	addr    string // of the HTTP listener
+	grpc    string // address of the gRPC listener
+	edge    *Edge
+	server  *Server
+	rpc     *GRPCServer
 	reg     *prometheus.Registry
 	brokers []string
 	topics  Topics
@@ -120,25 +126,39 @@ func (e *testEdge) serve(kafkaConfig KafkaConfig, opts ...edgeOption) {
 		t.Fatal(err)
 	}
 	ec.Producer = startProducer(t, pc)
-	sc.Edge = NewEdge(ec)
+	e.edge = NewEdge(ec)
+	sc.Edge = e.edge
+	e.server = NewServer(sc)
+	e.rpc = NewGRPCServer(GRPCConfig{Edge: e.edge, ListenConfig: sc.ListenConfig, HeaderTimeout: sc.HeaderTimeout, BodyTimeout: sc.BodyTimeout, Logger: log})
+	e.addr = e.listen(e.server.Serve, e.server.Shutdown)
+	e.grpc = e.listen(e.rpc.Serve, e.rpc.Shutdown)
+	e.url = "http://" + e.addr
+	if sc.Certificate != nil {
+		e.url = "https://" + e.addr
+	}
+}
+
+// listen serves on a free port until the test ends and returns its address.
+func (e *testEdge) listen(serve func(net.Listener) error, shutdown func(context.Context) error) string {
+	t := e.t
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(sc)
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(ln) }()
+	go func() { served <- serve(ln) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := s.Shutdown(ctx); err != nil {
+		if err := shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
 		if err := <-served; err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	e.url = "http://" + ln.Addr().String()
+	return ln.Addr().String()
 }
 
 // truth is the database that this test is.
@@ -313,4 +333,45 @@ func (e *testEdge) balanced() {
 			e.t.Errorf("ledger of %s: received %v, outcomes %v in all (%v)", kind, n, sums[kind], outcomes)
 		}
 	}
+}
+
+// requests reads sluice_ingest_requests_total.
+func (e *testEdge) requests(kind, code, reason string) float64 {
+	e.t.Helper()
+	return e.metric("sluice_ingest_requests_total", "kind", kind, "code", code, "reason", reason)
+}
+
+// metric reads a counter or gauge by its labels, given as name and value in turn; 0 where there is none.
+func (e *testEdge) metric(name string, labels ...string) float64 {
+	e.t.Helper()
+	families, err := e.reg.Gather()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+	series:
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				for i := 0; i < len(labels); i += 2 {
+					if l.GetName() == labels[i] && l.GetValue() != labels[i+1] {
+						continue series
+					}
+				}
+			}
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	return 0
+}
+
+func zstded(t testing.TB, b []byte) []byte {
+	t.Helper()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.EncodeAll(b, nil)
 }
