@@ -181,6 +181,7 @@ type alertDrawer struct {
 	Open                                                      bool
 	Resolution, Note, ResolvedBy                              string
 	CloseURL, Back                                            string
+	Explained                                                 *explainView
 }
 
 func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error {
@@ -230,6 +231,9 @@ func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error
 			return err
 		}
 		p.Alert = c.alertDrawer(v, &a, s)
+		if p.Alert.Explained, err = c.explain(r.Context(), v.admin.Org, &a.Event); err != nil {
+			return err
+		}
 	}
 	return c.show(w, r, http.StatusOK, "alerts", p)
 }

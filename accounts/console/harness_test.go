@@ -3,6 +3,7 @@ package console_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -39,6 +40,8 @@ type site struct {
 	server  *httptest.Server
 	dir     string // of the database
 	log     *logBuffer
+
+	writer, reader *sql.DB
 }
 
 // A logBuffer keeps what the console logs, for the tests that search it.
@@ -66,6 +69,7 @@ func newSite(t *testing.T, adapt ...func(*console.Config)) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.writer, s.reader = writer, reader
 	t.Cleanup(func() {
 		if err := errors.Join(reader.Close(), writer.Close()); err != nil {
 			t.Error(err)

@@ -90,6 +90,12 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("the version's drawer lacks %q", part)
 		}
 	}
+	why := s.do(t, viewer, http.MethodGet, "/ai/alerts?alert="+s.newest(t), nil).text(t)
+	for _, part := range []string{"Version 2 would make it", "digest-may decides: sets INFO", "no-pii matches, and gives way"} {
+		if !strings.Contains(why, part) {
+			t.Errorf("the explanation lacks %q", part)
+		}
+	}
 	confirm := s.do(t, s.session(t, "acme", auth.SettingsIntegrationsUpdate), http.MethodGet, listPath+"?delete="+a.ID, nil).text(t)
 	if !strings.Contains(confirm, "Named by one policy rule : digest-may") && !strings.Contains(confirm, "Named by one policy rule: digest-may") {
 		t.Errorf("the confirmation does not name the rule: %s", confirm)

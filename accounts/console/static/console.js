@@ -212,6 +212,11 @@
 
   const wire = (from) => {
     all("[data-copy]", from).forEach((b) => { b.hidden = false; });
+    all("[data-all]", from).forEach((label) => {
+      label.hidden = false;
+      const box = $("input", label);
+      box.addEventListener("change", () => all("input[name=ids]").forEach((one) => { one.checked = box.checked; }));
+    });
     all("[data-waiting]", from).forEach(waiting);
     if (from.matches && from.matches("dialog[data-modal]") && !from.hasAttribute("data-reveal")) {
       from.addEventListener("cancel", (e) => { if (e.target !== from) return; e.preventDefault(); closeOverlay(); });
