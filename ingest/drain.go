@@ -43,6 +43,8 @@ type Drain struct {
 	next     time.Time // not to send before, for the sake of live traffic
 	moved    time.Time // when something was acknowledged or parked last
 	idle     time.Time // when the spool was read from its beginning last
+	sent     int64
+	parked   int64
 }
 
 // A hold is a partition whose messages wait, or a topic: then its index is -1.
@@ -73,6 +75,9 @@ func (d *Drain) Finish(ctx context.Context, patience time.Duration) int64 {
 	d.run(ctx, func() bool { return d.log.Stats().Records == 0 || time.Since(d.moved) > patience })
 	return d.log.Stats().Records
 }
+
+// Sent is how many messages Kafka has acknowledged, and how many were parked.
+func (d *Drain) Sent() (int64, int64) { return d.sent, d.parked }
 
 // Paused are the topics that wait for somebody, each with the reason.
 func (d *Drain) Paused() map[string]string {
@@ -257,6 +262,7 @@ func (d *Drain) settle(ctx context.Context, r probeResult) {
 	o := &r.outcome
 	if len(o.acked) > 0 {
 		d.moved = time.Now()
+		d.sent += int64(len(o.acked))
 		d.s.metrics.replayed.Add(float64(len(o.acked)))
 		d.s.metrics.replayedBytes.Add(float64(o.bytes))
 		if err := d.log.Commit(o.acked); err != nil && d.s.said.allow("commit") {
@@ -272,6 +278,7 @@ func (d *Drain) settle(ctx context.Context, r probeResult) {
 			continue
 		}
 		d.moved = time.Now()
+		d.parked++
 		d.s.log.Error("spool: Kafka will never take this message, it is in the quarantine", "topic", p.record.Topic, "reason", p.reason)
 	}
 	if len(o.left) == 0 || ctx.Err() != nil {

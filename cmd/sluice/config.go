@@ -42,6 +42,7 @@ type config struct {
 	alertsRetention                                   time.Duration
 	alertsGroup                                       string
 	logLevel, logFormat                               string
+	spool                                             spoolConfig
 }
 
 // topics are the names of the Kafka topics, each configurable.
@@ -207,6 +208,9 @@ func (c *config) check() error {
 	}
 	if c.authMaxStale < 0 || c.maxRequestBytes <= 0 || c.maxDecodedBytes <= 0 || c.maxInflightBytes <= 0 {
 		return usagef("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
+	}
+	if err := c.spool.check(); err != nil {
+		return err
 	}
 	if c.maxConnections <= 0 || c.maxBodyBytes < 4*int64(max(c.maxRequestBytes, c.maxDecodedBytes)) {
 		return usagef("--max-connections must be positive, and --max-body-bytes at least 4 times --max-request-bytes and --max-decoded-bytes")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -50,6 +51,7 @@ type process struct {
 	signalEdge *ingest.Edge
 	misuse     chan misuse // uses of revoked keys that are to be raised
 	producer   *ingest.Producer
+	durable    durability
 	edge       *ingest.Server
 	// certificate is nil where the edge speaks no TLS
 	certificate *ingest.Certificate
@@ -103,6 +105,7 @@ func (p *process) wire() error {
 		{p.runs(roleEdge), p.wireChain},
 		{true, p.wireSignals},
 		{p.runs(roleEdge) || p.runs(roleAlerts), p.wireProducer},
+		{p.runs(roleEdge), p.wireSink},
 		{p.runs(roleEdge), p.wireEdge},
 		{p.runs(roleAlerts), p.wireAlerts},
 		{p.runs(roleAdmin), p.wireAdmin},
@@ -150,7 +153,7 @@ func (p *process) wireProducer() error {
 func (p *process) wireEdge() error {
 	t := p.cfg.topics
 	p.signalEdge = ingest.NewEdge(ingest.EdgeConfig{
-		Chain: p.chain, Producer: p.producer, Decider: p.signals.decider, Drops: p.signals.drops,
+		Chain: p.chain, Producer: p.producer, Sink: p.durable.sink, Decider: p.signals.decider, Drops: p.signals.drops,
 		Topics:          ingest.Topics{Logs: t.logs, Spans: t.spans, Metrics: t.metrics, Signals: t.signals},
 		MaxRequestBytes: p.cfg.maxRequestBytes, MaxDecodedBytes: p.cfg.maxDecodedBytes, MaxBodyBytes: p.cfg.maxBodyBytes, Registerer: p.reg, Logger: p.log,
 	})
@@ -230,6 +233,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 		background.Go(func() error { return p.certificate.Run(inner) })
 	}
 	p.runSignals(inner, &background)
+	p.durable.start()
 	failed := make(chan error, 4)
 	serve := func(what string, f func() error) {
 		servers.Go(func() error {
@@ -259,8 +263,14 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	}
 
 	p.setState("draining")
-	p.log.Info("stopping")
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	delay := p.cfg.spool.drainDelay
+	if err != nil {
+		delay = 0
+	}
+	p.log.Info("stopping", "delay", delay)
+	stop, endStop := p.stopping(ctx, delay)
+	defer endStop()
+	stop, cancel := context.WithTimeout(stop, stopTimeout)
 	defer cancel()
 	errs := []error{err}
 	if p.edge != nil {
@@ -272,11 +282,11 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	endInner()
 	errs = append(errs, background.Wait())
 	if p.producer != nil {
-		errs = append(errs, wrapErr("flush to Kafka", p.producer.Close(stop)))
+		errs = append(errs, p.durable.finish(stop, p.producer, p.cfg.spool.dir, p.log))
 	}
 	errs = append(errs, wrapErr("stop ops", p.ops.Shutdown(stop)))
 	_ = servers.Wait() // its error came by failed
-	return errors.Join(errs...)
+	return cmp.Or(errors.Join(errs...), p.durable.left)
 }
 
 func wrapErr(what string, err error) error {
@@ -324,6 +334,9 @@ func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 	}
 	if p.producer != nil {
 		say("kafka", p.producer.Healthy())
+	}
+	if p.durable.log != nil {
+		say("spool", p.durable.health())
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if body.Status != "ready" {
