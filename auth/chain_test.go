@@ -246,6 +246,28 @@ func TestBudgetOfAnotherAddress(t *testing.T) {
 	wg.Wait()
 }
 
+func TestFlightOfAnAddressOverBudget(t *testing.T) {
+	d := newDatabase(new(clockwork).now)
+	_, cred := d.create("digest")
+	c := newChain(t, d, nil)
+	k := flightKey{id: cred.Key.ID, hash: cred.Key.Hash}
+	f, _, _ := c.flights.join(k) // of the address that is over its budget
+	got := make(chan error, 1)
+	go func() {
+		_, err := c.Authenticate(context.Background(), cred, anywhere)
+		got <- err
+	}()
+	eventually(t, "the request joins", func() bool { return counted(t, c, "sluice_auth_flights_shared_total") == 1 })
+	c.flights.mu.Lock()
+	delete(c.flights.m, k)
+	c.flights.mu.Unlock()
+	f.err = errOverSource
+	close(f.done)
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRevokedUseIsReportedOnceAMinute(t *testing.T) {
 	clk := new(clockwork)
 	d := newDatabase(clk.now)
@@ -336,6 +358,19 @@ func TestSubjects(t *testing.T) {
 	clk.advance(20 * time.Minute)
 	p, err = c.AccountByName(ctx, "acme", "weekly", Production)
 	f(ErrUnavailable, p, err)
+}
+
+// The name that Truth found has moved on to another account before its record was read.
+func TestSubjectRenamedMeanwhile(t *testing.T) {
+	d := newDatabase(new(clockwork).now)
+	_, cred := d.create("weekly")
+	c := newChain(t, d, func(cfg *ChainConfig) {
+		cfg.Truth.AccountKeyByName = func(context.Context, string, string, string) (string, error) { return cred.Key.Prefix(), nil }
+	})
+	p, err := c.AccountByName(t.Context(), "acme", "digest", Production)
+	if !errors.Is(err, ErrNoKey) {
+		t.Errorf("got %+v, %v", p, err)
+	}
 }
 
 // The feed: each second, at once when woken, reported by the database's clock.

@@ -198,6 +198,25 @@ func TestBusyKeyThroughOutage(t *testing.T) {
 	}
 }
 
+// A key that nobody has used for more than an hour: the feed stands for its record for that hour, and MaxStale counts
+// from there, not from the outage.
+func TestIdleKeyInOutage(t *testing.T) {
+	clk := new(clockwork)
+	d := newDatabase(clk.now)
+	_, cred := d.create("digest")
+	c := newChain(t, d, nil)
+	reads(t, c)
+	accepted(t, c, cred)
+	for range 70 {
+		clk.advance(time.Minute)
+		reads(t, c)
+	}
+	d.set(func() { d.down = errDown })
+	accepted(t, c, cred)
+	clk.advance(6 * time.Minute)
+	unavailable(t, c, cred)
+}
+
 // An edge that is cut off from the database but not from Redis learns of revocations from the others, and knows from
 // them that its keys are still good.
 func TestCutOffEdgeFollowsTheFleet(t *testing.T) {
