@@ -20,16 +20,16 @@ const alertsPath = "/ai/alerts"
 // An alertState is all that the address of Alerts says. Its zero value is what the menu opens: open ones of WARN and above,
 // the newest first.
 type alertState struct {
-	All                    bool // resolved ones too
-	Severities             []signals.Severity
-	Categories             []signals.Category
-	Environment            string
-	Account, Type          string
-	Since, Until           time.Time
-	Sort                   string
-	Cursor                 string
-	SinceText, UntilText   string
-	badCategory, badValues bool
+	All                  bool // resolved ones too
+	Severities           []signals.Severity
+	Categories           []signals.Category
+	Environment          string
+	Account, Type        string
+	Since, Until         time.Time
+	Sort                 string
+	Cursor               string
+	SinceText, UntilText string
+	badValues            bool // a time that is none
 }
 
 // catPrefix makes one parameter for each category: cat:contentSafety.

@@ -107,12 +107,21 @@ func (c *Console) signInPage(w http.ResponseWriter, r *http.Request, v *visit) e
 	}
 	p := signInPage{Next: next}
 	switch {
+	case signInProblems[r.URL.Query().Get("problem")] != "":
+		p.Problem = signInProblems[r.URL.Query().Get("problem")]
 	case r.URL.Query().Get("out") != "":
 		p.Notice = "You are signed out."
 	case r.URL.Query().Get("ended") != "":
 		p.Notice = "Your sign-in had ended, so nothing was changed. Sign in and try again."
 	}
 	return c.signInForm(w, r, v, http.StatusOK, p)
+}
+
+// signInProblems are what a sign-in by OpenID Connect comes back with when it led nowhere.
+var signInProblems = map[string]string{
+	"failed": "The sign-in did not hold: it was cancelled, took too long or was not meant for this browser. Nothing was changed; try again.",
+	"denied": "Your organisation vouched for you, but none of your groups opens anything here. Ask whoever runs Sluice for a grant.",
+	"away":   "Your organisation's sign-in cannot be reached at the moment. Try again later, or use a token.",
 }
 
 // signInByToken takes an admin token. A telemetry key, an unknown token and a revoked one are refused alike.

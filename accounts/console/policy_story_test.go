@@ -1,0 +1,67 @@
+package console_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"flowstate.inc/sluice/auth"
+)
+
+// TestPolicyStory drafts a policy by keyboard, mends what is wrong with it, and puts it in force.
+func TestPolicyStory(t *testing.T) {
+	b, s := newBrowser(t), newSite(t)
+	tb := b.tab(t, s, s.session(t, "acme", auth.AllPermissions()...))
+	tb.open("/settings/ai/policy")
+	tb.keys("c")
+	tb.wait(modal + ` && document.activeElement.id === "rules"`)
+	set := func(text string) {
+		tb.do(chromedp.SetValue(chromedp.CSS("#rules"), text))
+		tb.press("dialog button.primary", kb.Enter)
+	}
+	set(strings.Replace(orgBlock, "BLOCK", "SHOUT", 1))
+	tb.wait(`document.querySelector("#rules-error")?.innerText.includes("/rules/0/action") && document.activeElement.id === "rules"`)
+	tb.axe("policy with errors")
+	set(orgBlock)
+	tb.wait(`document.body?.innerText.includes("Difference to no policy")`)
+	tb.press(".head button.primary", kb.Enter)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Activated.") && document.body.innerText.includes("Version 1")`)
+}
+
+// TestWithoutScript reads, creates and sees the key with scripts switched off: the dialogs stand in the page.
+func TestWithoutScript(t *testing.T) {
+	b, s := newBrowser(t), newSite(t)
+	s.seed(t, 0)
+	tb := b.tab(t, s, s.session(t, "acme", auth.AllPermissions()...))
+	if _, err := chromedp.Call(tb.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}); err != nil {
+		t.Fatal(err)
+	}
+	tb.open(listPath)
+	tb.click("#create")
+	tb.do(chromedp.SendKeys(chromedp.CSS("#f-name"), "batch-scorer"))
+	tb.click(`input[value="development"]`)
+	tb.shot("noscript-create")
+	tb.click("dialog button.primary")
+	tb.do(chromedp.WaitVisible(chromedp.CSS("#key")))
+	key, err := chromedp.Run(tb.ctx, chromedp.TextContent(chromedp.CSS("#key")))
+	if err != nil || !strings.HasPrefix(key, "fsk_") {
+		t.Fatalf("no key: %.8q %v", key, err)
+	}
+	tb.shot("noscript-reveal")
+	tb.click("[data-saved]")
+	tb.click("[data-done]")
+	tb.do(chromedp.WaitVisible(chromedp.CSS("tr[data-account]")))
+	html, err := chromedp.Run(tb.ctx, chromedp.OuterHTML(chromedp.CSS("html")))
+	if err != nil || strings.Contains(html, key[17:]) || !strings.Contains(html, "batch-scorer") {
+		t.Errorf("after Done the page holds the key, or not the account: %v", err)
+	}
+	tb.click(`[aria-label="Delete batch-scorer / development"]`)
+	tb.click("dialog button.destroy")
+	tb.do(chromedp.WaitVisible(chromedp.CSS("[data-toast]")))
+	if s.find(t, "support").Name != "support-chatbot" {
+		t.Error("another account is gone")
+	}
+}
