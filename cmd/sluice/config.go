@@ -41,6 +41,10 @@ type config struct {
 	defaultLimits                                     auth.Limits
 	alertsRetention                                   time.Duration
 	alertsGroup                                       string
+	auditRetention                                    time.Duration
+	oidcIssuer, oidcClientID, oidcClientSecret        string
+	oidcGroupsClaim, oidcCookieSecret                 string
+	oidcGrants                                        []string
 	logLevel, logFormat                               string
 	spool                                             spoolConfig
 }
@@ -110,12 +114,22 @@ func (c *config) serverFlags(f *pflag.FlagSet) {
 	f.Int64Var(&c.defaultLimits.BytesPerSecond, "default-bytes-per-second", 0, "limit on each edge of a key that names none, bytes as sent (0: no limit)")
 	f.StringVar(&c.alertsGroup, "alerts-group", "sluice-alerts", "Kafka consumer group of the alerts")
 	f.DurationVar(&c.alertsRetention, "alerts-retention", 400*24*time.Hour, "how long alerts are kept (0: for ever)")
+	f.DurationVar(&c.auditRetention, "audit-retention", 0, "how long rows of the audit log are kept (0: for ever)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "auto", "json, text, or auto: text on a terminal")
 }
 
+func (c *config) signInFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.oidcIssuer, "oidc-issuer", "", "OpenID Connect issuer, exactly as its discovery document says; empty: admins sign in by token")
+	f.StringVar(&c.oidcClientID, "oidc-client-id", "", "client id at the issuer; its redirect URL is --console-url followed by "+callbackPath)
+	f.StringVar(&c.oidcClientSecret, "oidc-client-secret", "", "client secret; empty for a public client (secret: also --oidc-client-secret-file)")
+	f.StringVar(&c.oidcGroupsClaim, "oidc-groups-claim", "groups", "claim that lists the admin's groups")
+	f.StringSliceVar(&c.oidcGrants, "oidc-grant", nil, "what a group may do, as GROUP=ORG:PERMISSION+PERMISSION; more than once or comma-separated")
+	f.StringVar(&c.oidcCookieSecret, "oidc-cookie-secret", "", "32 random bytes or more, the same for all admin processes behind one address (secret: also --oidc-cookie-secret-file)")
+}
+
 // secretFlags may also come from files.
-var secretFlags = []string{"postgres-url", "redis-url", "kafka-password"}
+var secretFlags = []string{"postgres-url", "redis-url", "kafka-password", "oidc-client-secret", "oidc-cookie-secret"}
 
 // envName is the environment variable of a flag.
 func envName(flag string) string {

@@ -192,8 +192,16 @@ func (p *process) wireAdmin() error {
 		Store: p.store, Authenticate: p.store.AuthenticateRequest, Logger: p.log, Registerer: p.reg, ClientIP: from,
 		SignalTypes: p.signals.taxonomy.Types, Routes: p.signalRoutes(alerts), OpenAPI: [][]byte{signals.OpenAPI},
 	})
+	oidc, err := p.cfg.oidcConfig(publicURL(p.cfg.consoleURL, p.adminLn.Addr()))
+	if err != nil {
+		return err
+	}
+	var signIn console.SignIn
+	if oidc != nil {
+		signIn = console.SignIn{URL: signInPath, Label: "Sign in with your organisation"}
+	}
 	pages, err := console.New(console.Config{
-		Store: p.store, Signals: p.signals.store, EdgeURL: edgeURL, URL: p.cfg.consoleURL, ClientIP: from, Logger: p.log,
+		Store: p.store, Signals: p.signals.store, EdgeURL: edgeURL, URL: p.cfg.consoleURL, SignIn: signIn, ClientIP: from, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -201,6 +209,13 @@ func (p *process) wireAdmin() error {
 	mux := http.NewServeMux()
 	mux.Handle("/api/v1/", api)
 	mux.Handle("/", pages)
+	if oidc != nil {
+		o, err := auth.NewOIDC(*oidc)
+		if err != nil {
+			return &usageError{err}
+		}
+		p.wireSignIn(mux, pages, o)
+	}
 	p.admin = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	return nil

@@ -73,6 +73,7 @@ func newServeCommand() *cobra.Command {
 	f := cmd.Flags()
 	cfg.listenFlags(f, "")
 	cfg.serverFlags(f)
+	cfg.signInFlags(f)
 	cfg.spoolFlags(f)
 	cfg.stopFlags(f, 5*time.Second)
 	cfg.storeFlags(f)

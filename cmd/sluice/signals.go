@@ -144,6 +144,9 @@ func (p *process) runSignals(ctx context.Context, group *errgroup.Group) {
 	if p.runs(roleEdge) {
 		run(p.signals.drops.Run)
 	}
+	if p.runs(roleAdmin) {
+		run(p.keepHouse)
+	}
 	if p.consumer != nil {
 		run(p.consumer.Run)
 		run(p.pruneAlerts)
