@@ -186,6 +186,10 @@ type alertDrawer struct {
 
 func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error {
 	s := readAlertState(r.URL.Query())
+	made := c.now()
+	if err := c.live.catchUp(r.Context(), c.signals, v.admin.Org, made); err != nil {
+		return err
+	}
 	found, err := c.signals.Alerts(r.Context(), v.admin.Org, s.filter())
 	if errors.Is(err, signals.ErrBadQuestion) || s.badValues {
 		return &badRequestError{text: "The address asks for a filter, an order or a page that Alerts does not have."}
@@ -214,7 +218,7 @@ func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error
 	}
 	newest := s.Sort == "" || s.Sort == string(signals.SortNewest)
 	if newest && s.Cursor == "" && s.Until.IsZero() {
-		p.NewURL = withParam(alertsPath+"/new"+strings.TrimPrefix(s.url(), alertsPath), "after", c.now().UTC().Format(time.RFC3339Nano))
+		p.NewURL = withParam(alertsPath+"/new"+strings.TrimPrefix(s.url(), alertsPath), "after", made.UTC().Format(time.RFC3339Nano))
 	}
 	if found.NextCursor != "" {
 		next := s

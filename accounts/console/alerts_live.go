@@ -17,7 +17,7 @@ const (
 	liveEvery = time.Second      // how often the store is asked what is new, for all viewers of an org together
 	liveAgain = 10 * time.Second // how far each question reaches back: consumers commit out of order
 	liveKeep  = 5 * time.Minute  // how long an arrival is told of; who was away longer reloads
-	liveMost  = 1000             // arrivals kept of one org
+	liveMost  = 1000             // arrivals taken by one question
 )
 
 // A liveFeed asks the store once a second what is new, however many pages wait for it.
@@ -31,7 +31,15 @@ type orgFeed struct {
 	asked   time.Time
 	counted time.Time
 	unacked int
-	recent  []signals.Alert // in the order of StoredAt
+	last    time.Time // the latest StoredAt that was seen, by the clock of whoever stored it, which need not be ours
+	recent  []arrival
+}
+
+// An arrival is an alert with the time at which this process first saw it: pages compare that with the time at which they
+// were made, by the same clock.
+type arrival struct {
+	signals.Alert
+	seen time.Time
 }
 
 func newLiveFeed() *liveFeed { return &liveFeed{orgs: map[string]*orgFeed{}} }
@@ -71,46 +79,64 @@ func (l *liveFeed) unacknowledged(ctx context.Context, store *signals.Store, org
 	return n, nil
 }
 
-// arrived counts what matches and was stored after a time.
+// arrived counts what matches and was first seen after a time.
 func (l *liveFeed) arrived(ctx context.Context, store *signals.Store, org string, now, after time.Time, match func(*signals.Alert) bool) (int, error) {
 	f := l.org(org)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now.Sub(f.asked) >= liveEvery {
-		since := f.asked.Add(-liveAgain)
-		if f.asked.IsZero() {
-			since = now.Add(-liveKeep)
-		}
-		found, err := store.Arrived(ctx, org, since, liveMost)
-		if err != nil {
+		if err := f.ask(ctx, store, org, now); err != nil {
 			return 0, err
 		}
-		f.merge(found, now)
 	}
 	n := 0
 	for i := range f.recent {
-		if f.recent[i].StoredAt.After(after) && match(&f.recent[i]) {
+		if f.recent[i].seen.After(after) && match(&f.recent[i].Alert) {
 			n++
 		}
 	}
 	return n, nil
 }
 
-func (f *orgFeed) merge(found []signals.Alert, now time.Time) {
+// catchUp asks at once, for a page that is about to be made: what it lists is then no arrival.
+func (l *liveFeed) catchUp(ctx context.Context, store *signals.Store, org string, now time.Time) error {
+	f := l.org(org)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ask(ctx, store, org, now)
+}
+
+func (f *orgFeed) ask(ctx context.Context, store *signals.Store, org string, now time.Time) error {
+	begins := f.asked.IsZero()
+	if begins {
+		f.last = now.Add(-liveKeep)
+	}
+	found, err := store.Arrived(ctx, org, f.last.Add(-liveAgain), liveMost)
+	if err != nil {
+		return err
+	}
 	f.asked = now
 	known := map[string]bool{}
 	for i := range f.recent {
 		known[f.recent[i].Event.ID] = true
 	}
 	for _, a := range found {
-		if !known[a.Event.ID] {
-			f.recent = append(f.recent, a)
+		if a.StoredAt.After(f.last) {
+			f.last = a.StoredAt
 		}
+		if known[a.Event.ID] {
+			continue
+		}
+		seen := now
+		if begins { // the process has just started; pages that are open knew of these
+			seen = a.StoredAt
+		}
+		f.recent = append(f.recent, arrival{a, seen})
 	}
-	f.recent = slices.DeleteFunc(f.recent, func(a signals.Alert) bool { return now.Sub(a.StoredAt) > liveKeep })
-	if over := len(f.recent) - liveMost; over > 0 {
-		f.recent = slices.Delete(f.recent, 0, over)
-	}
+	// What the next question will find again must stay, however old, or it would be taken for new.
+	again := f.last.Add(-liveAgain)
+	f.recent = slices.DeleteFunc(f.recent, func(a arrival) bool { return now.Sub(a.seen) > liveKeep && a.StoredAt.Before(again) })
+	return nil
 }
 
 // matches reports whether an alert that has just arrived belongs on a page with this filter. All that arrives is open.

@@ -211,9 +211,7 @@
   };
 
   const wire = (from) => {
-    all("[data-copy]", from).forEach((b) => { b.hidden = false; });
     all("[data-all]", from).forEach((label) => {
-      label.hidden = false;
       const box = $("input", label);
       box.addEventListener("change", () => all("input[name=ids]").forEach((one) => { one.checked = box.checked; }));
     });
@@ -313,7 +311,6 @@
     const toggle = $("#shortcuts-on");
     toggle.checked = shortcutsOn();
     const button = $("[data-shortcuts]");
-    button.hidden = false;
     button.addEventListener("click", () => help.showModal());
     const show = () => all("kbd[data-hint]").forEach((k) => { k.hidden = !shortcutsOn(); });
     show();
