@@ -152,7 +152,7 @@ func (d *dev) run(ctx context.Context) error {
 	defer os.Remove(runFilePath(d.cfg.dataDir))
 	return p.run(ctx, func(ctx context.Context) error {
 		run := &runFile{
-			PID: os.Getpid(), Edge: publicURL(d.cfg.edgeURL, p.edgeLn.Addr()), Admin: publicURL(d.cfg.consoleURL, p.adminLn.Addr()),
+			PID: os.Getpid(), Edge: d.cfg.edgePublicURL(d.cfg.edgeURL, p.edgeLn.Addr()), GRPC: d.cfg.edgePublicURL("", p.grpcLn.Addr()), Admin: publicURL(d.cfg.consoleURL, p.adminLn.Addr()),
 			Ops: publicURL("", p.opsLn.Addr()), Kafka: d.cfg.kafkaBrokers[0], Org: demoOrg, AdminToken: token,
 		}
 		if err := run.write(d.cfg.dataDir); err != nil {
@@ -270,7 +270,7 @@ func (d *dev) announce(run *runFile, s seeding, link string) error {
 	}
 	fmt.Fprintf(d.out, "Sluice is ready; its data is in %s.\n\n", d.cfg.dataDir)
 	for _, row := range [][2]string{
-		{"Edge", run.Edge + "  (OTLP/HTTP and JSON signals)"}, {"Console", link + "  (works once)"},
+		{"Edge", run.Edge + "  (OTLP/HTTP and JSON signals)"}, {"OTLP/gRPC", run.GRPC}, {"Console", link + "  (works once)"},
 		{"Admin API", run.Admin + "/api/v1"}, {"Admin token", run.AdminToken},
 		{"Ops", run.Ops + "/metrics"}, {"Kafka", run.Kafka}, {"Org", run.Org},
 	} {

@@ -53,12 +53,13 @@ type process struct {
 	producer   *ingest.Producer
 	durable    durability
 	edge       *ingest.Server
+	grpc       *ingest.GRPCServer
 	// certificate is nil where the edge speaks no TLS
 	certificate *ingest.Certificate
 	admin       *http.Server
 	ops         *http.Server
 
-	edgeLn, adminLn, opsLn net.Listener
+	edgeLn, grpcLn, adminLn, opsLn net.Listener
 
 	state atomic.Pointer[string] // starting, ready, draining
 }
@@ -71,6 +72,9 @@ func (p *process) listen() error {
 	}
 	if p.runs(roleEdge) {
 		if p.edgeLn, err = listen("edge-addr", p.cfg.edgeAddr); err != nil {
+			return err
+		}
+		if p.grpcLn, err = listen("grpc-addr", p.cfg.grpcAddr); err != nil {
 			return err
 		}
 	}
@@ -170,6 +174,7 @@ func (p *process) wireEdge() error {
 		listen.Certificate = p.certificate
 	}
 	p.edge = ingest.NewServer(ingest.ServerConfig{Edge: p.signalEdge, ListenConfig: listen, Logger: p.log})
+	p.grpc = ingest.NewGRPCServer(ingest.GRPCConfig{Edge: p.signalEdge, ListenConfig: listen, Logger: p.log})
 	return nil
 }
 
@@ -181,7 +186,7 @@ func (p *process) wireAdmin() error {
 	from := clientIP(proxies)
 	edgeURL := p.cfg.edgeURL
 	if p.edgeLn != nil {
-		edgeURL = publicURL(edgeURL, p.edgeLn.Addr())
+		edgeURL = p.cfg.edgePublicURL(edgeURL, p.edgeLn.Addr())
 	}
 	account, byName := p.accountLookups()
 	alerts := signals.NewAPI(signals.APIConfig{
@@ -264,6 +269,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	serve("ops", func() error { return p.ops.Serve(p.opsLn) })
 	if p.edge != nil {
 		serve("edge", func() error { return p.edge.Serve(p.edgeLn) })
+		serve("gRPC", func() error { return p.grpc.Serve(p.grpcLn) })
 	}
 	if p.admin != nil {
 		serve("admin", func() error { return p.admin.Serve(p.adminLn) })
@@ -289,7 +295,9 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	defer cancel()
 	errs := []error{err}
 	if p.edge != nil {
-		errs = append(errs, wrapErr("stop the edge", p.edge.Shutdown(stop)))
+		var listeners errgroup.Group
+		listeners.Go(func() error { return wrapErr("stop gRPC", p.grpc.Shutdown(stop)) })
+		errs = append(errs, wrapErr("stop the edge", p.edge.Shutdown(stop)), listeners.Wait())
 	}
 	if p.admin != nil {
 		errs = append(errs, wrapErr("stop the admin API", p.admin.Shutdown(stop)))
@@ -358,6 +366,14 @@ func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(body)
+}
+
+// edgePublicURL is publicURL for a listener of the edge, which speaks TLS where it has a certificate.
+func (c *config) edgePublicURL(configured string, addr net.Addr) string {
+	if configured == "" && c.tlsCert != "" {
+		return "https://" + dialable(addr)
+	}
+	return publicURL(configured, addr)
 }
 
 // kafkaConfig says how to reach Kafka.

@@ -88,7 +88,7 @@ func newServeCommand() *cobra.Command {
 func (p *process) logListening() {
 	args := []any{"version", version, "roles", strings.Join(p.roles, ","), "ops", p.opsLn.Addr().String()}
 	if p.edgeLn != nil {
-		args = append(args, "edge", p.edgeLn.Addr().String())
+		args = append(args, "edge", p.edgeLn.Addr().String(), "grpc", p.grpcLn.Addr().String())
 	}
 	if p.adminLn != nil {
 		args = append(args, "admin", p.adminLn.Addr().String())
