@@ -304,6 +304,12 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	}
 	endInner()
 	errs = append(errs, background.Wait())
+	if p.chain != nil {
+		// A revocation must not wait for an edge that has left. Should this fail, it is forgotten in ten seconds.
+		if err := p.store.ForgetEdge(stop, edgeID()); err != nil {
+			p.log.Warn("cannot sign off from the table of edges", "error", err)
+		}
+	}
 	if p.producer != nil {
 		errs = append(errs, p.durable.finish(stop, p.producer, p.cfg.spool.dir, p.log))
 	}
@@ -336,7 +342,7 @@ func (p *process) opsHandler() http.Handler {
 	return mux
 }
 
-// readyz fails only while starting or draining: a dependency that is away must not take the whole fleet out of the load balancer.
+// readyz fails only while starting or draining, or with nothing to answer from: a dependency that is away must not take the whole fleet out of the load balancer.
 // What is away stands in the body.
 func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
@@ -360,6 +366,9 @@ func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 	}
 	if p.durable.log != nil {
 		say("spool", p.durable.health())
+	}
+	if body.Status == "ready" && p.chain != nil && !p.chain.Status().CanAnswer() {
+		body.Status = "nothing to answer from"
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if body.Status != "ready" {
