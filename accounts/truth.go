@@ -226,7 +226,9 @@ func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, erro
 			c.Confirmed++
 			continue
 		}
-		c.Pending = append(c.Pending, PendingEdge{ID: e.id, Until: time.UnixMicro(e.applied).UTC().Add(liveEdge)})
+		// A record that the edge checked right before the revocation is good there for that long, even if it reads no change.
+		until := max(e.applied, at.UnixMicro())
+		c.Pending = append(c.Pending, PendingEdge{ID: e.id, Until: time.UnixMicro(until).UTC().Add(liveEdge)})
 	}
 	return c, nil
 }

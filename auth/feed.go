@@ -29,6 +29,9 @@ func (c *Chain) runFeed(ctx context.Context) {
 		trouble.note(err)
 		if err != nil {
 			c.metrics.feedErrors.Inc()
+			if f := c.feed.Load(); f != nil {
+				c.announce(f.dbNow) // alive, and no further than before: whoever revokes a key must count this edge as pending
+			}
 		}
 		if now := c.clock(); err == nil && now-lastPrune > minute {
 			lastPrune = now
@@ -100,12 +103,17 @@ func (c *Chain) readFeed(ctx context.Context) error {
 	if c.shared != nil {
 		c.shared.pending.feed.Store(dbNow.UnixNano())
 	}
+	c.announce(dbNow)
+	return nil
+}
+
+// announce has runReport say how far this edge has come. The feed is its only caller, so that the channel has room.
+func (c *Chain) announce(dbNow time.Time) {
 	select { // only the latest matters
 	case <-c.report:
 	default:
 	}
-	c.report <- dbNow // the feed is the only sender
-	return nil
+	c.report <- dbNow
 }
 
 // Apply makes a change hold in this process at once: no request that starts after Apply has returned is answered from an
