@@ -351,15 +351,16 @@ func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 		Status       string            `json:"status"`
 		Dependencies map[string]string `json:"dependencies"`
 	}{*p.state.Load(), map[string]string{}}
-	say := func(name string, err error) {
+	say := func(name string, err error) bool {
 		body.Dependencies[name] = "ok"
 		if err != nil {
 			body.Dependencies[name] = err.Error()
 		}
+		return err == nil
 	}
-	say("database", p.store.Ping(ctx))
+	answers := say("database", p.store.Ping(ctx))
 	if p.redis != nil {
-		say("redis", p.redis.Ping(ctx).Err())
+		answers = say("redis", p.redis.Ping(ctx).Err()) || answers
 	}
 	if p.producer != nil {
 		say("kafka", p.producer.Healthy())
@@ -367,7 +368,7 @@ func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 	if p.durable.log != nil {
 		say("spool", p.durable.health())
 	}
-	if body.Status == "ready" && p.chain != nil && !p.chain.Status().CanAnswer() {
+	if body.Status == "ready" && p.chain != nil && !answers && p.chain.Status().Keys == 0 {
 		body.Status = "nothing to answer from"
 	}
 	w.Header().Set("Content-Type", "application/json")
