@@ -77,9 +77,11 @@ func (c *Chain) judge(e *entry, cred *Credentials, remote netip.Addr, now int64)
 	case subtle.ConstantTimeCompare(e.rec.Hash[:], cred.Key.Hash[:]) == 0:
 		return Identity{}, c.refuse(Refusal{Reason: HashMismatch, Prefix: e.rec.Prefix, Remote: remote})
 	case !e.rec.RevokedAt.IsZero():
+		c.use(e.state, Usage{Refused: 1})
 		c.noteMisuse(e, remote, now)
 		return Identity{}, c.refuse(Refusal{Reason: Revoked, Prefix: e.rec.Prefix, Org: e.rec.Principal.Org, Remote: remote})
 	case cred.Slug != "" && cred.Slug != e.rec.Principal.Org:
+		c.use(e.state, Usage{Refused: 1})
 		return Identity{}, c.refuse(Refusal{Reason: SlugMismatch, Prefix: e.rec.Prefix, Org: e.rec.Principal.Org, Remote: remote})
 	}
 	return Identity{Principal: &e.rec.Principal, state: e.state, chain: c}, nil

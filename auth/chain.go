@@ -56,6 +56,8 @@ type Truth struct {
 	ReportEdge func(ctx context.Context, edgeID string, appliedAt time.Time) error
 	// Stamp writes first and last uses, never moving either the wrong way. It must be safe to repeat.
 	Stamp func(ctx context.Context, stamps []Stamp) error
+	// Use adds what was done with keys, each batch once. nil: nobody counts.
+	Use func(ctx context.Context, batch UsageBatch) error
 }
 
 // A ChainConfig configures a Chain. Zero values mean the defaults named here.
@@ -118,6 +120,7 @@ type Chain struct {
 	feed    atomic.Pointer[feedState]
 	applied atomic.Int64 // changes applied so far: the generation of hints
 	seen    seen
+	usage   *usage // nil where nobody counts
 	truthUp breaker
 	redisUp breaker
 	shared  *sharedCache // nil without Redis
@@ -163,6 +166,9 @@ func NewChain(cfg ChainConfig) (*Chain, error) {
 	if cfg.Redis != nil {
 		c.shared = newSharedCache(cfg)
 	}
+	if cfg.Truth.Use != nil {
+		c.usage = newUsage(cfg.Now(), cfg.EdgeID)
+	}
 	return c, nil
 }
 
@@ -207,21 +213,24 @@ func (c *Chain) clock() int64 { return int64(c.cfg.Now().Sub(c.start)) }
 // window is how far back changes matter: nothing is served that was checked longer ago.
 func (c *Chain) window() time.Duration { return c.cfg.Bounds.MaxAge + c.cfg.MaxStale }
 
-// Run reads the feed of changes, reports this edge, keeps Redis and writes the stamps, until ctx ends; then it flushes the
-// stamps a last time, for up to five seconds. Trouble is logged, measured and tried again: Run returns an error only when
-// that last flush fails. Call FlushStamps once more if requests are still being answered when it returns.
+// Run reads the feed of changes, reports this edge, keeps Redis and writes stamps and usage, until ctx ends; then it flushes
+// both a last time, for up to five seconds. Trouble is logged, measured and tried again: Run returns an error only when
+// that last flush fails. Call FlushStamps and FlushUsage once more if requests are still being answered when it returns.
 func (c *Chain) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.runFeed(ctx) })
 	wg.Go(func() { c.runReport(ctx) })
 	wg.Go(func() { c.runStamps(ctx) })
+	if c.usage != nil {
+		wg.Go(func() { c.runUsage(ctx) })
+	}
 	if c.shared != nil {
 		wg.Go(func() { c.runShared(ctx) })
 	}
 	wg.Wait()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stampTimeout)
 	defer cancel()
-	return c.FlushStamps(last)
+	return errors.Join(c.FlushStamps(last), c.FlushUsage(last))
 }
 
 func (c *Chain) runStamps(ctx context.Context) {

@@ -22,6 +22,8 @@ type metrics struct {
 	changeLag                                prometheus.Histogram
 	stamped, stampErrors, stampsDropped      prometheus.Counter
 	stampsPending                            prometheus.Gauge
+
+	usageErrors, usageDropped, sendersSkipped prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, c *Chain) (*metrics, error) {
@@ -102,6 +104,13 @@ func newMetrics(reg prometheus.Registerer, c *Chain) (*metrics, error) {
 	m.stampsDropped = counter("stamps_dropped_total", "Stamps dropped because a million others were waiting already.")
 	m.stampsPending = prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_auth_stamps_pending", Help: "Keys with stamps that could not be written yet."})
 	cs = append(cs, m.stampsPending)
+
+	m.usageErrors = counter("usage_errors_total", "Writes of the usage of keys that failed; the counts are kept.")
+	m.usageDropped = counter("usage_dropped_total", "Counts of one key's usage dropped because a million others were waiting already.")
+	m.sendersSkipped = counter("senders_skipped_total", "Uses of keys by new senders that were not noted, because their key or the edge had too many.")
+	if c.cfg.Truth.Use != nil {
+		gauge("senders", "Senders of keys that are kept in memory.", func() float64 { return float64(c.usage.total.Load()) })
+	}
 
 	for _, c := range cs {
 		err := reg.Register(c)

@@ -27,6 +27,7 @@ type keyState struct {
 	misuse   atomic.Int64 // chain time of the last report of use after revocation; 0 for none
 	requests bucket
 	bytes    bucket
+	usage    usageCounts
 }
 
 // seen collects which keys were used since the last flush. The hot path is two loads and one swap per touch; the lock
