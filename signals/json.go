@@ -148,25 +148,44 @@ func (n *names) add(name string) bool {
 // checkValue walks a valid value: errDepth where it nests deeper than depth containers, errDuplicate where an object at
 // any level has a member twice, compared as decoded, since "\u0074ype" and "type" are one name to every reader.
 func checkValue(v []byte, depth int) error {
-	switch v[0] {
-	case '{':
-		if depth == 0 {
-			return errDepth
-		}
-		var seen names
-		return members(v, func(name string, value []byte) error {
-			if !seen.add(name) {
-				return fmt.Errorf("%w: %s", errDuplicate, quoted(name))
-			}
-			return checkValue(value, depth-1)
-		})
-	case '[':
-		if depth == 0 {
-			return errDepth
-		}
-		return elements(v, func(value []byte) error { return checkValue(value, depth-1) })
+	_, err := walk(v, skipSpace(v, 0), depth)
+	return err
+}
+
+// walk checks the value that starts at i and returns the index after it. It looks at each byte once, however deep it stands.
+func walk(b []byte, i, depth int) (int, error) {
+	if b[i] != '{' && b[i] != '[' {
+		return skipValue(b, i), nil
 	}
-	return nil
+	if depth == 0 {
+		return 0, errDepth
+	}
+	var seen names
+	object := b[i] == '{'
+	i = skipSpace(b, i+1)
+	for b[i] != '}' && b[i] != ']' {
+		if object {
+			end := skipString(b, i)
+			name, err := unquote(b[i:end])
+			if err != nil {
+				return 0, err
+			}
+			if !seen.add(name) {
+				return 0, fmt.Errorf("%w: %s", errDuplicate, quoted(name))
+			}
+			i = skipSpace(b, skipSpace(b, end)+1) // past the colon
+		}
+		var err error
+		i, err = walk(b, i, depth-1)
+		if err != nil {
+			return 0, err
+		}
+		i = skipSpace(b, i)
+		if b[i] == ',' {
+			i = skipSpace(b, i+1)
+		}
+	}
+	return i + 1, nil
 }
 
 // quoted is s for an error message: quoted, without control characters, cut to a length that fits a line.

@@ -31,7 +31,11 @@ func (w *world) fill(t *testing.T, n int) {
 	if _, err := w.db.ExecContext(t.Context(), sql); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.db.ExecContext(t.Context(), `ANALYZE`); err != nil {
+	analyse := `ANALYZE`
+	if w.dialect == Postgres {
+		analyse = `VACUUM ANALYZE alerts` // as autovacuum does: counts are then read from the index alone
+	}
+	if _, err := w.db.ExecContext(t.Context(), analyse); err != nil {
 		t.Fatal(err)
 	}
 }
