@@ -105,6 +105,8 @@ func (a *API) routes() []Route {
 		{Method: http.MethodPatch, Path: "/api/v1/service-accounts/{id}", Permissions: manage, Handle: a.patchAccount},
 		{Method: http.MethodDelete, Path: "/api/v1/service-accounts/{id}", Permissions: manage, Handle: a.deleteAccount},
 		{Method: http.MethodGet, Path: "/api/v1/service-accounts/{id}/keys", Permissions: manage, Handle: a.accountKeys},
+		{Method: http.MethodGet, Path: "/api/v1/service-accounts/{id}/usage", Permissions: manage, Handle: a.accountUsage},
+		{Method: http.MethodGet, Path: "/api/v1/refusals", Permissions: manage, Handle: a.listRefusals},
 		{Method: http.MethodGet, Path: "/api/v1/keys", Permissions: manage, Handle: a.listKeys},
 		{Method: http.MethodPost, Path: "/api/v1/keys", Permissions: manage, Handle: a.createKey},
 		{Method: http.MethodDelete, Path: "/api/v1/keys/{prefix}", Permissions: manage, Handle: a.revokeKey},
