@@ -144,6 +144,9 @@ func (r *request) route() (route, bool) {
 	return rt, ok
 }
 
+// profilesPath is OTLP's as well, but in development, and nothing of the edge's.
+const profilesPath = "/v1development/profiles"
+
 const paths = "POST /v1/logs, /v1/traces, /v1/metrics (OTLP) and /v1/signals; GET /v1/whoami"
 
 // serve answers one request and counts it. A panic becomes a counted 500: one request's bug must not take down the others. The log has the
@@ -342,7 +345,7 @@ func (e *Edge) refuse(r *request, rt route, f refused) response {
 	res := response{code: f.code, reason: f.reason, detail: f.detail, retryAfter: f.retryAfter, allow: f.allow, challenge: f.code == 401}
 	switch {
 	case r.grpc:
-	case rt.payload != 0 || rt.kind == "" && isProtobuf(r.contentType):
+	case rt.payload != 0 || rt.kind == "" && (isProtobuf(r.contentType) || string(r.path) == profilesPath):
 		enc := encodingOf(r.contentType)
 		res.contentType, res.body = enc.ContentType(), otlp.AppendStatus(nil, enc, grpcCodes[f.code], f.detail)
 	default:

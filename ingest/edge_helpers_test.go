@@ -335,6 +335,16 @@ func (e *testEdge) balanced() {
 	}
 }
 
+// stopKafka takes the producer away from the edge, which is all that a request sees of a Kafka that is gone.
+func (e *testEdge) stopKafka() {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := e.edge.cfg.Producer.Close(ctx); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
 // requests reads sluice_ingest_requests_total.
 func (e *testEdge) requests(kind, code, reason string) float64 {
 	e.t.Helper()
