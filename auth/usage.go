@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 const (
@@ -204,7 +206,7 @@ func (i Identity) NoteSender(address netip.Addr, agent, service []byte, t time.T
 		i.chain.metrics.sendersSkipped.Inc()
 		return
 	}
-	u.add(i.state, &sender{hash: sum, who: Sender{address, strangerText(agent), strangerText(service)}}, ms, i.chain.metrics)
+	u.add(i.state, &sender{hash: sum, who: Sender{address, CleanText(agent, maxSenderText), CleanText(service, maxSenderText)}}, ms, i.chain.metrics)
 }
 
 func (s *sender) use(ms int64) {
@@ -213,10 +215,12 @@ func (s *sender) use(ms int64) {
 	s.count.Add(1)
 }
 
-// strangerText copies what a stranger sent, fit to be stored and shown, and without a key that somebody put there.
-func strangerText(b []byte) string {
+// CleanText copies at most max bytes of what a stranger sent, fit to be stored and shown: valid UTF-8 without control characters, and of a
+// key that somebody put there its prefix alone.
+func CleanText(b []byte, max int) string {
+	b = b[:min(len(b), max)]
 	s := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\uFFFD' {
+		if unicode.IsControl(r) || r == utf8.RuneError {
 			return '?'
 		}
 		return r

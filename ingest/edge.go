@@ -57,6 +57,8 @@ type Edge struct {
 	bodies *bodies
 	budget *budget
 	log    *slog.Logger
+
+	refusals refusals
 }
 
 // bodyShare is how often the largest body must fit into MaxBodyBytes: as sent, decompressed, and growing while it is, one body alone takes up
@@ -101,6 +103,7 @@ type request struct {
 	contentType     []byte
 	contentEncoding []byte // all of its fields, comma-separated
 	idempotencyKey  []byte
+	userAgent       []byte
 	remote          netip.Addr
 	received        time.Time // when the last byte of the body was here; until then, when its headers were
 
@@ -174,6 +177,7 @@ func (e *Edge) count(rt route, r *request, res response) response {
 		kind = kindOther
 	}
 	e.ledger.request(kind, res.code, res.reason, time.Since(r.received))
+	e.note(rt, r, res)
 	if res.code < 400 {
 		return res
 	}
@@ -203,6 +207,7 @@ func (e *Edge) answer(ctx context.Context, r *request) (route, response) {
 
 func (e *Edge) admitted(ctx context.Context, r *request, rt route, id auth.Identity, how coding, limit auth.Decision) response {
 	if !limit.OK {
+		id.Use(auth.Usage{Refused: 1})
 		return e.refuse(r, rt, overLimit(limit))
 	}
 	c := charge{budget: e.budget, key: id.KeyPrefix}
@@ -211,6 +216,7 @@ func (e *Edge) admitted(ctx context.Context, r *request, rt route, id auth.Ident
 	if fail != nil {
 		return e.refuse(r, rt, *fail)
 	}
+	noteSender(id, r, rt, body.b)
 	if rt.kind == kindSignals {
 		return e.signals(ctx, r, id, body, &c)
 	}
@@ -295,6 +301,7 @@ func (e *Edge) receive(r *request, id auth.Identity, how coding, c *charge) (*bu
 	}
 	r.read = true
 	id.Spend(int64(len(body.b)))
+	id.Use(auth.Usage{Requests: 1, Bytes: int64(len(body.b))})
 	return e.bodies.decode(c, how, body)
 }
 

@@ -137,7 +137,7 @@ func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []by
 			var t tally
 			t.add(rt.kind, signals.Unavailable, v.Reason, result.Records)
 			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
-			e.ledger.settle(&t)
+			e.settle(id, &t)
 			return nil, subjectUnknown(i)
 		}
 		e.addVerdict(b, &v, i)
@@ -221,7 +221,7 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, received
 			b.tally.add(d.kind, signals.Unavailable, reason, d.records)
 		}
 		b.tally.unavailable(reason) // also what was filtered or invalid: the sender hears of nothing but "later"
-		e.ledger.settle(&b.tally)
+		e.settle(id, &b.tally)
 		return fail
 	}
 	for _, d := range done {
@@ -231,7 +231,7 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, received
 		}
 		b.tally.add(d.kind, signals.Accepted, where, d.records)
 	}
-	e.ledger.settle(&b.tally)
+	e.settle(id, &b.tally)
 	for i := range b.filtered {
 		e.cfg.Drops.Count(id.Org, &b.filtered[i], received)
 	}

@@ -113,13 +113,15 @@ func (s *GRPCServer) handle(w http.ResponseWriter, q *http.Request) {
 		return
 	}
 	r := request{
-		id:       newRequestID(),
-		method:   []byte(q.Method),
-		path:     []byte(q.URL.Path),
-		remote:   s.remote(q),
-		received: time.Now(),
-		grpc:     true,
-		length:   -1,
+		id:     newRequestID(),
+		method: []byte(q.Method),
+		path:   []byte(q.URL.Path),
+		remote: s.remote(q),
+		// a copy: serve only borrows it, but it is a string here
+		userAgent: []byte(q.Header.Get("User-Agent")),
+		received:  time.Now(),
+		grpc:      true,
+		length:    -1,
 	}
 	var twice bool
 	r.key, twice = singleString(q.Header["X-Flowstate-Key"])

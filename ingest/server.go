@@ -113,6 +113,7 @@ func (s *Server) request(ctx *fasthttp.RequestCtx) request {
 		path:           ctx.Path(),
 		contentType:    h.ContentType(),
 		idempotencyKey: h.Peek("Idempotency-Key"),
+		userAgent:      h.UserAgent(),
 		remote:         s.remote(ctx),
 		received:       time.Now(),
 		length:         max(h.ContentLength(), -1), // -2 is none, of which there is no stream

@@ -48,7 +48,7 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 		if v.Outcome == signals.Unavailable {
 			var t tally
 			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
-			e.ledger.settle(&t)
+			e.settle(id, &t)
 			return e.refuse(r, rt, *subjectUnknown(i))
 		}
 		switch {
