@@ -156,6 +156,9 @@ func (s *Sink) toKafka(ctx context.Context, messages []Message, fates []fate) er
 func (s *Sink) toPartition(ctx context.Context, g partitionGroup, messages []Message, fates []fate) error {
 	probe := false
 	if s.cfg.Spool != nil {
+		if s.breakers.sick(g.partition) && s.producer.Healthy() != nil {
+			return nil // the look-up of the leaders tells sooner than a sender's wait
+		}
 		var ok bool
 		if ok, probe = s.breakers.admit(g.partition, time.Now(), liveProbeAfter); !ok {
 			return nil
