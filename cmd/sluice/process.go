@@ -132,7 +132,7 @@ func (p *process) wireChain() error {
 	p.chain, err = auth.NewChain(auth.ChainConfig{
 		Truth: auth.Truth{
 			Key: p.store.Key, AccountKey: p.store.AccountKey, AccountKeyByName: p.store.AccountKeyByName,
-			Changes: p.store.Changes, ReportEdge: p.store.ReportEdge, Stamp: p.store.Stamp,
+			Changes: p.store.Changes, ReportEdge: p.store.ReportEdge, Stamp: p.store.Stamp, Use: p.store.Use,
 		},
 		Redis: p.redis, Wake: p.wake, MaxStale: p.cfg.authMaxStale, EdgeID: edgeID(), Registerer: p.reg, Logger: p.log,
 		DefaultLimits: p.cfg.defaultLimits, OnRevokedUse: p.noteMisuse,
@@ -248,6 +248,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	if p.chain != nil {
 		background.Go(func() error { return p.chain.Run(inner) })
 		background.Go(func() error { p.raiseMisuse(inner); return nil })
+		background.Go(func() error { p.keepRefusals(inner); return nil })
 	}
 	if p.certificate != nil {
 		background.Go(func() error { return p.certificate.Run(inner) })
@@ -339,6 +340,7 @@ func (p *process) opsHandler() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.reg, promhttp.HandlerOpts{Registry: p.reg}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", p.readyz)
+	mux.HandleFunc("GET /refusals", p.serveRefusals)
 	return mux
 }
 
@@ -446,6 +448,9 @@ func (p *process) raiseMisuse(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case m := <-p.misuse:
+			if !p.firstMisuse(ctx, m.rec.Prefix) {
+				continue
+			}
 			call, cancel := context.WithTimeout(ctx, 5*time.Second)
 			if err := p.signalEdge.KeyMisuse(call, m.rec, m.remote); err != nil {
 				p.log.Warn("cannot raise key_misuse_detected", "prefix", m.rec.Prefix, "error", err)

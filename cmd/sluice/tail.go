@@ -24,16 +24,21 @@ import (
 
 func newTailCommand() *cobra.Command {
 	var cfg config
-	var asJSON, fromStart bool
+	var asJSON, fromStart, refused bool
 	var only []string
 	var count int
 	cmd := &cobra.Command{
 		Use:   "tail",
 		Short: "Follow the topics and print what arrives",
 		Long: "Follow the topics and print what arrives, from now on. Without --kafka-brokers it follows the sluice dev that runs on --data-dir.\n" +
-			"With --json each line is one message: {topic, partition, offset, key, time, headers, value}; OTLP values are decoded.",
+			"With --json each line is one message: {topic, partition, offset, key, time, headers, value}; OTLP values are decoded.\n" +
+			"With --refused it shows the last requests that the edge refused instead, and those that follow: of a whole fleet with --postgres-url, where a flood\n" +
+			"of one sender within a second is one line, else of the sluice dev on --data-dir.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if refused {
+				return cfg.tailRefused(cmd, fromStart, asJSON, count)
+			}
 			brokers := cfg.kafkaBrokers
 			if len(brokers) == 0 {
 				run, err := readRunFile(cfg.dataDir)
@@ -72,6 +77,8 @@ func newTailCommand() *cobra.Command {
 	f := cmd.Flags()
 	cfg.kafkaFlags(f)
 	f.StringVar(&cfg.dataDir, "data-dir", "./sluice-data", "directory of the data of a running sluice dev")
+	f.StringVar(&cfg.postgresURL, "postgres-url", "", "PostgreSQL, for --refused (secret: also --postgres-url-file)")
+	f.BoolVar(&refused, "refused", false, "show refused requests instead of what arrives")
 	f.BoolVar(&asJSON, "json", false, "print one JSON line for each message")
 	f.BoolVar(&fromStart, "from-beginning", false, "begin with the oldest message kept")
 	f.StringSliceVar(&only, "topic", nil, "topics to follow (default: logs, spans, metrics and signals)")
