@@ -21,7 +21,9 @@ func newServeCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run on PostgreSQL, Redis and Kafka",
 		Long: "Run on PostgreSQL, Redis and Kafka by address. Wrong configuration refuses to start; a dependency that cannot be reached does not.\n" +
-			"Run sluice migrate first: it makes the tables and the topics.",
+			"Run sluice migrate first: it makes the tables and the topics.\n" +
+			"With --spool-dir an edge keeps on disk what Kafka does not take in time, and sends it when Kafka is back. SIGTERM fails /readyz, waits --drain-delay, finishes what\n" +
+			"was taken, and exits with status 3 where records are left in the spool; a second signal hurries it.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, need := range []struct{ flag, value string }{
