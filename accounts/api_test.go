@@ -266,6 +266,8 @@ func TestAPIBodies(t *testing.T) {
 	f(`{"name":"a","environment":"staging","abuse_detection":"yes"}`, "abuse_detection")
 	f(`{"name":"a","environment":"staging","limits":{"requests_per_second":-1}}`, "limits.requests_per_second")
 	f(`{"name":"a","environment":"staging","limits":{"requests_per_second":1.5}}`, "limits.requests_per_second")
+	f(`{"name":"a","environment":"staging","limits":{"requests_per_second":1e30}}`, "limits.requests_per_second")
+	f(`{"name":"a","environment":"staging","limits":{"requests_per_second":"5"}}`, "limits.requests_per_second")
 	f(`{"name":"a","environment":"staging","limits":{"a":1}}`, "limits.a")
 	f(`{"name":"a","environment":"staging","limits":7}`, "limits")
 	f(`{"name":"a","environment":"staging","id":"sa_1"}`, "id")
@@ -276,6 +278,13 @@ func TestAPIBodies(t *testing.T) {
 	ok := s.want(t, 201, "manage", "POST", "/api/v1/service-accounts", `{"name":" `+strings.Repeat("ä", 80)+` ","environment":"STAGING","description":null,"limits":null}`)
 	if ok.get(t, "account.first_seen_at") != nil || ok.get(t, "account.environment") != "staging" {
 		t.Errorf("created: %s", ok.body)
+	}
+	whole := s.want(t, 201, "manage", "POST", "/api/v1/service-accounts", `{"name":"w","environment":"staging","limits":{"requests_per_second":5.0,"bytes_per_second":5e3}}`)
+	if whole.get(t, "account.limits.requests_per_second") != 5.0 || whole.get(t, "account.limits.bytes_per_second") != 5000.0 {
+		t.Errorf("whole numbers written otherwise: %s", whole.body)
+	}
+	if q := s.want(t, 400, "manage", "GET", "/api/v1/keys?cursor=%00", ""); q.text(t, "errors.0.field") != "cursor" {
+		t.Errorf("a parameter with a control character: %s", q.body)
 	}
 	p := s.want(t, 400, "manage", "PATCH", "/api/v1/service-accounts/"+ok.text(t, "account.id"), `{"key":"fsk_x"}`)
 	if !strings.Contains(p.text(t, "errors.0.detail"), "delete the account and create it again") {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -109,17 +110,23 @@ func (o *object) flag(name string) *bool {
 	return &b
 }
 
-// whole reads an optional whole number; null is 0.
+// whole reads an optional whole number; null is 0. 5.0 and 5e3 are whole too: JSON has one kind of number.
 func (o *object) whole(name string) *int64 {
 	raw, ok := o.take(name)
 	if !ok {
 		return nil
 	}
 	var n int64
-	if !isNull(raw) && json.Unmarshal(raw, &n) != nil {
+	if isNull(raw) || json.Unmarshal(raw, &n) == nil {
+		return &n
+	}
+	const exact = 1 << 53 // up to here a float64 tells whole numbers apart
+	var f float64
+	if json.Unmarshal(raw, &f) != nil || f != math.Trunc(f) || math.Abs(f) > exact {
 		o.c.fail(o.path+name, "must be a whole number")
 		return nil
 	}
+	n = int64(f)
 	return &n
 }
 
@@ -185,7 +192,7 @@ func readQuery(r *http.Request) (*query, error) {
 	for name, vs := range values {
 		for _, v := range vs {
 			if !plainText(v) || !plainText(name) {
-				return nil, invalid(cutText(strconv.QuoteToASCII(name), 80), "must be text without control characters")
+				return nil, invalid(cutText(strings.Trim(strconv.QuoteToASCII(name), `"`), 80), "must be text without control characters")
 			}
 		}
 	}
