@@ -41,6 +41,8 @@ type config struct {
 	defaultLimits                                     auth.Limits
 	alertsRetention                                   time.Duration
 	alertsGroup                                       string
+	signalTypesFile                                   string
+	severityCaps                                      map[string]string
 	auditRetention                                    time.Duration
 	oidcIssuer, oidcClientID, oidcClientSecret        string
 	oidcGroupsClaim, oidcCookieSecret                 string
@@ -113,6 +115,8 @@ func (c *config) serverFlags(f *pflag.FlagSet) {
 	f.Int64Var(&c.defaultLimits.RequestsPerSecond, "default-requests-per-second", 0, "limit on each edge of a key that names none (0: no limit)")
 	f.Int64Var(&c.defaultLimits.BytesPerSecond, "default-bytes-per-second", 0, "limit on each edge of a key that names none, bytes as sent (0: no limit)")
 	f.StringVar(&c.alertsGroup, "alerts-group", "sluice-alerts", "Kafka consumer group of the alerts")
+	f.StringVar(&c.signalTypesFile, "signal-types-file", "", `JSON file that adds signal types, as {"add":[{"type","category","applies_to","base_severity"}],"persons_only":[…]}`)
+	f.StringToStringVar(&c.severityCaps, "severity-caps", nil, "highest severity by environment (default production=BLOCK,staging=WARN,development=INFO)")
 	f.DurationVar(&c.alertsRetention, "alerts-retention", 400*24*time.Hour, "how long alerts are kept (0: for ever)")
 	f.DurationVar(&c.auditRetention, "audit-retention", 0, "how long rows of the audit log are kept (0: for ever)")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")

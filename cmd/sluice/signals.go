@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -43,10 +47,13 @@ func auditSignals(store *accounts.Store) func(context.Context, *sql.Tx, signals.
 // wireSignals builds the room on the database that the accounts are in.
 func (p *process) wireSignals() error {
 	s := &p.signals
-	var err error
-	s.taxonomy, err = signals.NewTaxonomy(signals.TaxonomyConfig{})
+	taxonomy, err := p.cfg.taxonomy()
 	if err != nil {
 		return err
+	}
+	s.taxonomy, err = signals.NewTaxonomy(taxonomy)
+	if err != nil {
+		return usagef("--signal-types-file: %w", err)
 	}
 	s.compiler, err = signals.NewPolicyCompiler(s.taxonomy)
 	if err != nil {
@@ -72,8 +79,46 @@ func (p *process) wireSignals() error {
 	s.policies = signals.NewPolicies(cfg)
 	s.drops = signals.NewDrops(s.store.AddDrops, p.log)
 	account, byName := p.accountLookups()
-	s.decider, err = signals.NewDecider(signals.DeciderConfig{Taxonomy: s.taxonomy, Account: account, AccountByName: byName, Policy: s.policies.Rule})
+	caps, err := p.cfg.caps()
+	if err != nil {
+		return err
+	}
+	s.decider, err = signals.NewDecider(signals.DeciderConfig{Taxonomy: s.taxonomy, Caps: caps, Account: account, AccountByName: byName, Policy: s.policies.Rule})
 	return err
+}
+
+// taxonomy is what --signal-types-file adds to the types in code.
+func (c *config) taxonomy() (signals.TaxonomyConfig, error) {
+	var t signals.TaxonomyConfig
+	if c.signalTypesFile == "" {
+		return t, nil
+	}
+	b, err := os.ReadFile(c.signalTypesFile)
+	if err != nil {
+		return t, usagef("--signal-types-file: %w", err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&t); err != nil {
+		return t, usagef("--signal-types-file %s: %w", c.signalTypesFile, err)
+	}
+	return t, nil
+}
+
+// caps are the highest severities by environment; nil: the usual ones.
+func (c *config) caps() (signals.Caps, error) {
+	if len(c.severityCaps) == 0 {
+		return nil, nil
+	}
+	caps := signals.Caps{}
+	for environment, name := range c.severityCaps {
+		severity, ok := signals.ParseSeverity(name)
+		if !ok || !slices.Contains([]string{auth.Production, auth.Staging, auth.Development}, environment) {
+			return nil, usagef("--severity-caps: %s=%s is not ENVIRONMENT=INFO, WARN or BLOCK", environment, name)
+		}
+		caps[environment] = severity
+	}
+	return caps, nil
 }
 
 type (
@@ -149,29 +194,9 @@ func (p *process) runSignals(ctx context.Context, group *errgroup.Group) {
 	}
 	if p.consumer != nil {
 		run(p.consumer.Run)
-		run(p.pruneAlerts)
-	}
-}
-
-// pruneAlerts removes alerts past their retention, once an hour.
-func (p *process) pruneAlerts(ctx context.Context) error {
-	if p.cfg.alertsRetention <= 0 {
-		return nil
-	}
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		n, err := p.signals.store.Prune(ctx, time.Now().Add(-p.cfg.alertsRetention), 1000)
-		if err != nil && ctx.Err() == nil {
-			p.log.Warn("cannot remove old alerts; trying again in an hour", "error", err)
-		} else if n > 0 {
-			p.log.Info("removed old alerts", "count", n)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
+		run(func(ctx context.Context) error {
+			return signals.Retain(ctx, signals.RetentionConfig{Store: p.signals.store, Keep: p.cfg.alertsRetention, Registerer: p.reg, Logger: p.log})
+		})
 	}
 }
 
