@@ -242,6 +242,10 @@ func (d *Drain) settleProbes() {
 // settleProbe lets the partition go when the message got through; what was passed over meanwhile is read again.
 func (d *Drain) settleProbe(r probeResult) {
 	d.underway--
+	if h := d.held[r.partition]; errors.Is(r.outcome.err, context.Canceled) {
+		h.probing = false // the drain ends: it told nothing
+		return
+	}
 	delete(d.held, r.partition)
 	d.count()
 	d.settle(context.Background(), r)
@@ -286,14 +290,18 @@ func (d *Drain) settle(ctx context.Context, r probeResult) {
 	}
 	slices.SortFunc(o.left, func(a, b spool.Record) int { return int(int64(a.Seq - b.Seq)) })
 	id, paused := r.partition, pauseReason("")
-	switch kindOf(o.err) {
+	kind := kindOf(o.err)
+	switch kind {
 	case KindUnknownTopic:
 		id.index, paused = -1, pausedUnknown
 	case KindAuthorization:
 		id.index, paused = -1, pausedAuthorization
 	}
-	if o.err != nil {
-		d.s.metrics.misses[kindOf(o.err)].Inc()
+	switch {
+	case errors.Is(o.err, ErrOverloaded):
+		d.s.metrics.misses[KindOverloaded].Inc()
+	case o.err != nil:
+		d.s.metrics.misses[kind].Inc()
 	}
 	if h := d.held[id]; h == nil || o.left[0].Seq < h.first.Seq {
 		d.hold(id, o.left[0], paused)
