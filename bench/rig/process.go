@@ -161,8 +161,10 @@ func PeakRSS(pid int) (int64, error) {
 }
 
 // get reads a page that is expected to be 200.
-func get(ctx context.Context, url string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+func get(ctx context.Context, url string) ([]byte, error) { return getWithin(ctx, url, 5) }
+
+func getWithin(ctx context.Context, url string, seconds int) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
