@@ -87,12 +87,13 @@ type bodies struct {
 	// Two pools, so that a small body that is slow to come does not sit on a large buffer.
 	small, large sync.Pool
 	gzips        sync.Pool
+	zstds        sync.Pool     // of *zstd.Decoder, for streams
 	zstd         *zstd.Decoder // for DecodeAll, which many goroutines may call
 }
 
 func newBodies(wire, decoded int) *bodies {
-	// Output goes straight into a buffer of ours, which is then the decoder's history too: it needs no window memory of its own, and it
-	// stops at the buffer's capacity.
+	// DecodeAll writes straight into a buffer of ours, which is then the decoder's history too: it needs no window of its own, and stops at the
+	// buffer's capacity.
 	d, err := zstd.NewReader(nil, zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		panic("BUG: zstd options: " + err.Error())
@@ -258,8 +259,8 @@ const (
 	zstdSlack = 64
 )
 
-// unzstd tries with the room there is, and with twice as much while that is too little: what is decoded twice that way is less than what is
-// decoded once, and no bomb gets more memory than the limit.
+// unzstd decodes straight into dst where the body says how large it will be, as what is compressed in one go does. A stream, and whatever does not
+// keep what it says, needs a window of its own, which is charged.
 func (p *bodies) unzstd(c *charge, dst *buffer, body []byte) error {
 	var h zstd.Header
 	if h.Decode(body) == nil && h.HasFCS {
@@ -269,28 +270,37 @@ func (p *bodies) unzstd(c *charge, dst *buffer, body []byte) error {
 		if err := p.grow(c, dst, int(h.FrameContentSize)+zstdSlack); err != nil {
 			return err
 		}
-	}
-	for {
-		out, err := p.zstd.DecodeAll(body, dst.b[:0:cap(dst.b)])
-		if err == nil && len(out) > p.decoded {
-			return errTooLarge
-		}
+		out, err := p.zstd.DecodeAll(body, dst.b[:0])
 		if err == nil {
+			if len(out) > p.decoded {
+				return errTooLarge
+			}
 			dst.b = out
 			return nil
 		}
-		if !errors.Is(err, zstd.ErrDecoderSizeExceeded) {
-			return err
-		}
-		most := p.decoded + zstdSlack
-		if cap(dst.b) >= most {
-			return errTooLarge
-		}
 		dst.b = dst.b[:0]
-		if err := p.grow(c, dst, min(2*cap(dst.b), most)); err != nil {
+	}
+	if err := c.take(zstdWindow); err != nil {
+		return err
+	}
+	defer c.give(zstdWindow)
+	zr, ok := p.zstds.Get().(*zstd.Decoder)
+	if !ok {
+		var err error
+		zr, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
+		if err != nil {
 			return err
 		}
 	}
+	defer func() {
+		if zr.Reset(nil) == nil { // let go of the request's bytes before the decoder waits in the pool
+			p.zstds.Put(zr)
+		}
+	}()
+	if err := zr.Reset(bytes.NewReader(body)); err != nil {
+		return err
+	}
+	return p.fill(c, dst, zr, p.decoded)
 }
 
 // convert turns OTLP/JSON into protobuf in another buffer than b, which it gives back.
