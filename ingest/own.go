@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strconv"
 	"time"
@@ -11,7 +12,7 @@ import (
 )
 
 // Raise sends a signal that Sluice raises itself about p: decided and badged like any other, and counted apart from the ledger, because nobody
-// sent it. It waits for Kafka as a request does.
+// sent it. It waits for Kafka, or the spool, as a request does.
 func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) error {
 	r, err := signals.NewRaised(own)
 	if err != nil {
@@ -19,8 +20,11 @@ func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) er
 	}
 	v := e.cfg.Decider.Decide(ctx, p, &r, time.Now())
 	if v.Outcome == signals.Accepted {
-		m := e.signalMessage(v.Event)
-		err = e.cfg.Producer.Produce(ctx, []Message{m})
+		var fates []fate
+		fates, err = e.cfg.Sink.deliver(ctx, p.KeyPrefix, []Message{e.signalMessage(v.Event)})
+		if err == nil && fates[0] == neverFits {
+			err = errors.New(tooLargeForKafka)
+		}
 		if err != nil {
 			v.Outcome = signals.Unavailable
 		}
