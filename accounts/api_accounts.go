@@ -19,7 +19,7 @@ func writePage[T any](w http.ResponseWriter, p Page[T]) error {
 	if p.Items == nil {
 		p.Items = []T{} // [], not null
 	}
-	return WriteJSON(w, http.StatusOK, listAnswer[T]{p.Items, p.Next})
+	return WriteJSON(w, http.StatusOK, listAnswer[T](p))
 }
 
 func (a *API) listAccounts(w http.ResponseWriter, r *http.Request, admin auth.Admin) error {

@@ -223,7 +223,7 @@ func TestAuditFindsTampering(t *testing.T) {
 				fmt.Sprintf(`UPDATE audit_events SET seq = seq + 1000000 WHERE seq > %d`, mid), `UPDATE audit_events SET seq = seq - 1000001 WHERE seq > 1000000`)
 			tamper("swapped two", []string{edited}, fmt.Sprintf(`UPDATE audit_events SET seq = 1000000 WHERE seq = %d`, mid),
 				fmt.Sprintf(`UPDATE audit_events SET seq = %d WHERE seq = %d`, mid, mid+1), fmt.Sprintf(`UPDATE audit_events SET seq = %d WHERE seq = 1000000`, mid+1))
-			tamper("added one", []string{added}, fmt.Sprintf(`UPDATE audit_heads SET count = count - 0`),
+			tamper("added one", []string{added}, `UPDATE audit_heads SET count = count - 0`,
 				fmt.Sprintf(`INSERT INTO audit_events SELECT org, seq + 1, id, at, actor, action, target_kind, target_id, target_label, before_json, after_json, source_ip, source_via, hash
 				FROM audit_events WHERE seq = %d`, last))
 			tamper("removed the head", []string{head}, `DELETE FROM audit_heads`)

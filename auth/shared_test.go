@@ -84,14 +84,14 @@ func TestRecordInRedis(t *testing.T) {
 		want := d.keys[cred.Key.Prefix()]
 		c := newChain(t, d, r.use)
 		reads(t, c)
-		got, version, checked, err := c.shared.get(t.Context(), cred.Key.ID)
+		got, version, _, err := c.shared.get(t.Context(), cred.Key.ID)
 		if err != nil || got != (Record{}) || version != want.Version { // the feed has brought the version alone
 			t.Fatalf("got %+v, %v", got, err)
 		}
 		c.l1.InvalidateAll()
 		refused(t, c, cred, Revoked)
 		eventually(t, "Redis holds the record", func() bool { return inRedis(t, c, cred).Version > 0 })
-		got, _, checked, err = c.shared.get(t.Context(), cred.Key.ID)
+		got, _, checked, err := c.shared.get(t.Context(), cred.Key.ID)
 		if err != nil || !got.RevokedAt.Equal(want.RevokedAt) || got.Principal != want.Principal || got.Hash != want.Hash {
 			t.Fatalf("got %+v, %v", got, err)
 		}

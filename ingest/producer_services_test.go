@@ -80,6 +80,29 @@ func (s *services) signal(node string, sig syscall.Signal) {
 	if err := syscall.Kill(pid, sig); err != nil {
 		s.t.Fatal(err)
 	}
+	if sig == syscall.SIGSTOP {
+		eventually(s.t, node+" is stopped", func() bool { return stopped(s.t, pid) })
+	}
+}
+
+// stopped says whether every thread of a process is. The signal takes effect thread by thread, and late on a busy machine.
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range stats {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // the thread has ended
+		}
+		_, state, _ := strings.Cut(string(b), ") ")
+		if !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 // answersInTime calls until failing is false, and checks that each failure comes within the budget.
