@@ -130,12 +130,14 @@ func (c *Console) delete(w http.ResponseWriter, r *http.Request, v *visit) error
 	if err != nil {
 		return err
 	}
+	asked := time.Now()
 	confirmation, err := c.store.ConfirmRevocation(r.Context(), revoked.At, confirmWithin)
 	if err != nil {
 		// The revocation stands whatever this says; the toast then names no edges.
 		c.log.WarnContext(r.Context(), "revocation not confirmed", "request_id", v.request, "error", err.Error())
 	}
-	c.setToast(w, r, "deleted", a.ID, strconv.Itoa(confirmation.Confirmed), strconv.Itoa(confirmation.Edges))
+	c.setToast(w, r, "deleted", a.ID, strconv.Itoa(confirmation.Confirmed), strconv.Itoa(confirmation.Edges),
+		strconv.FormatInt(time.Since(asked).Milliseconds(), 10), strconv.FormatInt(revoked.At.UnixMicro(), 10))
 	http.Redirect(w, r, backTo(r), http.StatusSeeOther)
 	return nil
 }

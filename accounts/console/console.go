@@ -115,6 +115,7 @@ func New(cfg Config) (*Console, error) {
 			c.rules = c.rulesNaming
 		}
 	}
+	c.sections = append([]Section{c.usageSection}, c.sections...)
 	c.export = c.newExport()
 	c.handler = c.wrap(c.mux())
 	return c, nil
@@ -146,6 +147,7 @@ func (c *Console) routes() []page {
 		{"POST " + accountsPath + "/{id}/edit", auth.SettingsIntegrationsUpdate, c.edit},
 		{"POST " + accountsPath + "/{id}/delete", auth.SettingsIntegrationsUpdate, c.delete},
 		{"GET " + accountsPath + "/{id}/first-event", auth.SettingsIntegrationsUpdate, c.firstEvent},
+		{"GET " + refusalsPath, auth.SettingsIntegrationsUpdate, c.refusals},
 		{"GET " + auditPath, auth.AIGovernanceView, c.audit},
 		{"GET " + auditPath + "/export", auth.AIGovernanceView, c.auditExport},
 	}

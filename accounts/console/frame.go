@@ -71,6 +71,7 @@ func (c *Console) nav(ctx context.Context, v *visit, current string) []navGroup 
 	}{
 		{"AI", auth.AIGovernanceView, navLink{Label: "Alerts and signals", URL: alertsPath, Icon: "bell"}},
 		{"Settings → AI", auth.SettingsIntegrationsUpdate, navLink{Label: "AI Service Accounts", URL: accountsPath, Icon: "machine"}},
+		{"Settings → AI", auth.SettingsIntegrationsUpdate, navLink{Label: "Refused requests", URL: refusalsPath, Icon: "x"}},
 		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Policy", URL: policyPath, Icon: "policy"}},
 		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Audit log", URL: auditPath, Icon: "log"}},
 	}

@@ -26,6 +26,7 @@ func TestLooks(t *testing.T) {
 	one := used.find(t, "nightly-digest-summariser")
 	never := used.find(t, "eval-harness")
 	long := used.find(t, "invoice-extraction")
+	used.seedUsage(t, one)
 	states := []struct {
 		name, path string
 		site       *site
@@ -57,6 +58,8 @@ func TestLooks(t *testing.T) {
 		{"policy-version", "/settings/ai/policy?version=2", used, all},
 		{"policy-edit", "/settings/ai/policy?draft=active", used, all},
 		{"policy-draft", "/settings/ai/policy/drafts/" + draft, used, all},
+		{"refusals", "/settings/ai/refusals", used, all},
+		{"refusals-none", "/settings/ai/refusals", empty, all},
 		{"denied", listPath, used, []auth.Permission{auth.AIGovernanceView}},
 		{"lost", "/nowhere", used, all},
 		{"sign-in", "/sign-in", used, nil},

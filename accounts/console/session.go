@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -234,23 +233,8 @@ func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *t
 	switch {
 	case parts[0] == "edited":
 		return &toast{Text: "Saved " + label(a) + "."}
-	case parts[0] == "deleted" && len(parts) == 4:
-		return &toast{Text: "Deleted " + label(a) + " and revoked its key" + confirmedBy(parts[2], parts[3]) + "."}
+	case parts[0] == "deleted" && len(parts) == 6:
+		return &toast{Text: "Deleted " + label(a) + " and revoked its key" + c.confirmedBy(r.Context(), parts[2:]) + "."}
 	}
 	return nil
-}
-
-// confirmedBy says how many of the edges that answer refuse the key already.
-func confirmedBy(confirmed, edges string) string {
-	n, err1 := strconv.Atoi(confirmed)
-	of, err2 := strconv.Atoi(edges)
-	switch {
-	case err1 != nil || err2 != nil || of == 0:
-		return ""
-	case n >= of && of == 1:
-		return "; the edge refuses it"
-	case n >= of:
-		return "; all " + strconv.Itoa(of) + " edges refuse it"
-	}
-	return "; " + strconv.Itoa(n) + " of " + strconv.Itoa(of) + " edges refuse it so far"
 }
