@@ -235,6 +235,10 @@ func newAccountsDelete() *cobra.Command {
 				Revocation struct {
 					Edges     int `json:"edges"`
 					Confirmed int `json:"confirmed"`
+					Pending   []struct {
+						Edge  string `json:"edge"`
+						Until string `json:"until"`
+					} `json:"pending"`
 				} `json:"revocation"`
 			}
 			if err := json.Unmarshal(raw, &out); err != nil {
@@ -242,6 +246,11 @@ func newAccountsDelete() *cobra.Command {
 			}
 			_, err := fmt.Fprintf(w, "Deleted %s / %s; its key %s is revoked, and refused by %d of %d edges.\n",
 				out.Account.Name, out.Account.Environment, out.Account.KeyPrefix, out.Revocation.Confirmed, out.Revocation.Edges)
+			for _, p := range out.Revocation.Pending {
+				if err == nil {
+					_, err = fmt.Fprintf(w, "%s has not said so yet; it may accept the key until %s.\n", p.Edge, p.Until)
+				}
+			}
 			return err
 		})
 	}

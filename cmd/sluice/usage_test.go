@@ -154,7 +154,7 @@ func TestUsageAndSightings(t *testing.T) {
 	}
 }
 
-// watchSightings reads all sightings again and again: first never rises, last never falls.
+// watchSightings reads all sightings again and again: first, once it is there, never rises, and last never falls.
 func (f *fleet) watchSightings(ctx context.Context) {
 	type seen struct{ first, last int64 }
 	last := map[string]seen{}
@@ -169,7 +169,7 @@ func (f *fleet) watchSightings(ctx context.Context) {
 			if rows.Scan(&id, &now.first, &now.last) != nil {
 				break
 			}
-			if old, ok := last[id]; ok && (now.first > old.first || now.last < old.last) {
+			if old, ok := last[id]; ok && (old.first != 0 && now.first > old.first || now.last < old.last) {
 				f.t.Errorf("%s went from %v to %v", id, old, now)
 			}
 			last[id] = now
