@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 
 	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/signals"
 )
 
 // A refusal is the reason label of sluice_ingest_requests_total. The list is closed.
@@ -30,6 +31,7 @@ const (
 	malformedRequest refusal = "malformed_request"
 	nothingValid     refusal = "nothing_valid"
 	kafkaAway        refusal = "kafka_unavailable"
+	spoolFull        refusal = refusal(signals.SpoolFull)
 	overloaded       refusal = "overloaded"
 	subjectAway      refusal = "subject_lookup_unavailable"
 	stopping         refusal = "stopping"

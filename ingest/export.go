@@ -131,6 +131,8 @@ func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []by
 	if result.Records > 0 {
 		e.addPayload(b, id.Principal, rt, raw, out, result.Records)
 	}
+	ctx, decided := e.deciding(ctx, id.Principal)
+	defer decided()
 	for i := range raised {
 		v := e.cfg.Decider.Decide(ctx, id.Principal, &raised[i], received)
 		if v.Outcome == signals.Unavailable {
@@ -143,6 +145,15 @@ func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []by
 		e.addVerdict(b, &v, i)
 	}
 	return b, nil
+}
+
+// deciding bounds the look-ups of all subjects that one request names, which only a detector's may: each has its own limit, but a request of
+// many must still be answered within 8 s.
+func (e *Edge) deciding(ctx context.Context, p *auth.Principal) (context.Context, context.CancelFunc) {
+	if p.Kind != auth.KindDetector {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, e.cfg.AuthTimeout)
 }
 
 // subjectUnknown refuses a whole request because nobody can say who one of its signals is about.
@@ -287,9 +298,6 @@ func (e *Edge) produce(ctx context.Context, b *batch, key string, received time.
 }
 
 const tooLargeForKafka = "a single record is larger than Kafka takes"
-
-// spoolFull is one more reason of a refused request.
-const spoolFull refusal = refusal(signals.SpoolFull)
 
 func unavailable(err error) *refused {
 	f := &refused{code: 503, reason: kafkaAway, retryAfter: later(), detail: "The records could not be made durable in time. Try again later."}

@@ -43,8 +43,10 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 	}
 	b := &batch{}
 	answer := signalsAnswer{Filtered: []filteredItem{}, Invalid: []invalidItem{}}
+	deciding, decided := e.deciding(ctx, id.Principal)
+	defer decided()
 	for i := range raised {
-		v := e.cfg.Decider.Decide(ctx, id.Principal, &raised[i], r.received)
+		v := e.cfg.Decider.Decide(deciding, id.Principal, &raised[i], r.received)
 		if v.Outcome == signals.Unavailable {
 			var t tally
 			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
