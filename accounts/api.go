@@ -86,13 +86,31 @@ func NewAPI(cfg APIConfig) *API {
 		cfg.Registerer.MustRegister(a.seconds)
 	}
 	byPath := map[string][]Route{}
-	for _, r := range append(a.routes(), cfg.Routes...) {
+	for _, r := range a.routes() {
+		byPath[r.Path] = append(byPath[r.Path], r)
+	}
+	for _, r := range cfg.Routes {
+		if strings.HasPrefix(r.Path, accountPath+"/") {
+			r.Handle = a.ofAccount(r.Handle)
+		}
 		byPath[r.Path] = append(byPath[r.Path], r)
 	}
 	for p, routes := range byPath {
 		a.mux.Handle(p, a.path(routes))
 	}
 	return a
+}
+
+const accountPath = "/api/v1/service-accounts/{id}"
+
+// ofAccount lets a route of another room answer below the path of an account that there is, deleted or not, in the admin's org: only this room knows.
+func (a *API) ofAccount(handle func(http.ResponseWriter, *http.Request, auth.Admin) error) func(http.ResponseWriter, *http.Request, auth.Admin) error {
+	return func(w http.ResponseWriter, r *http.Request, admin auth.Admin) error {
+		if _, err := a.cfg.Store.Account(r.Context(), admin.Org, r.PathValue("id")); err != nil {
+			return err
+		}
+		return handle(w, r, admin)
+	}
 }
 
 // routes is the whole of this room's API; OpenAPI says the same, and a test compares them.

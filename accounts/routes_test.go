@@ -27,6 +27,9 @@ func TestRoutesOfOtherRooms(t *testing.T) {
 				}
 				return accounts.WriteJSON(w, http.StatusOK, map[string]string{"org": admin.Org})
 			}},
+			{Method: "GET", Path: "/api/v1/service-accounts/{id}/trail", Permissions: []auth.Permission{auth.AIGovernanceView}, Handle: func(w http.ResponseWriter, r *http.Request, _ auth.Admin) error {
+				return accounts.WriteJSON(w, http.StatusOK, r.PathValue("id"))
+			}},
 		},
 		OpenAPI: [][]byte{[]byte(`{"paths":{"/api/v1/alerts/{id}":{"get":{"responses":{}}}},"components":{"schemas":{"Alert":{"type":"object"}}}}`)},
 	})
@@ -66,6 +69,20 @@ func TestRoutesOfOtherRooms(t *testing.T) {
 	if got := ask("govern", "/api/v1/alerts/panic", 500); strings.Contains(got, "a test") {
 		t.Errorf("a panic is told to the client: %s", got)
 	}
+	// What another room says below an account is said of accounts that there are, in this org: deleted ones too.
+	ours := s.create(t, "job", "production").Account.ID
+	theirs, err := s.CreateAccount(t.Context(), cli, "other", accounts.NewAccount{Name: "job", Environment: "production"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask("govern", "/api/v1/service-accounts/"+ours+"/trail", 200)
+	if _, _, err := s.DeleteAccount(t.Context(), cli, "acme", ours); err != nil {
+		t.Fatal(err)
+	}
+	ask("govern", "/api/v1/service-accounts/"+ours+"/trail", 200)
+	ask("govern", "/api/v1/service-accounts/"+theirs.Account.ID+"/trail", 404)
+	ask("govern", "/api/v1/service-accounts/sa_1/trail", 404)
+	ask("manage", "/api/v1/service-accounts/sa_1/trail", 403)
 	doc := ask("", "/api/v1/openapi.json", 200)
 	for _, want := range []string{`"/api/v1/alerts/{id}"`, `"/api/v1/keys"`, `"Alert"`, `"Account"`} {
 		if !strings.Contains(doc, want) {
