@@ -36,6 +36,7 @@ const (
 	collectorGOGC = "collector-gogc400"
 	sluiceSpool   = "sluice-spool"
 	collectorDisk = "collector-disk"
+	otherSluice   = "sluice-other"
 )
 
 // connections of the closed loop, and as many as an open one may need.
@@ -89,6 +90,8 @@ func main() {
 	measure := flag.Duration("measure", 2500*time.Millisecond, "measured time of a point")
 	warm := flag.Duration("warm", time.Second, "load before it")
 	only := flag.String("only", "", "regular expression: only works that match")
+	built := flag.String("sluice", "", "a built sluice (default: built here)")
+	other := flag.String("other", "", "another build of sluice, run beside the first as "+otherSluice+": what a change is worth")
 	servers := flag.String("servers", "", "regular expression: only servers that match")
 	out := flag.String("out", "", "directory of the results (default: bench/results, with -quick none)")
 	quick := flag.Bool("quick", false, "one round of half a second each")
@@ -107,8 +110,8 @@ func main() {
 		err = again(*out)
 	} else {
 		var list []test
-		if list, err = choose(tests(*warm, *measure), *only, *servers); err == nil {
-			err = run(ctx, *rounds, list, *out, *budget)
+		if list, err = choose(tests(*warm, *measure), *only, *servers, *other != ""); err == nil {
+			err = run(ctx, builds{*built, *other}, *rounds, list, *out, *budget)
 		}
 	}
 	if err != nil {
@@ -117,7 +120,7 @@ func main() {
 }
 
 // choose leaves what both expressions match.
-func choose(list []test, works, servers string) ([]test, error) {
+func choose(list []test, works, servers string, other bool) ([]test, error) {
 	w, err := regexp.Compile(works)
 	if err != nil {
 		return nil, err
@@ -128,6 +131,9 @@ func choose(list []test, works, servers string) ([]test, error) {
 	}
 	var chosen []test
 	for _, t := range list {
+		if other && slices.Contains(t.servers, sluice) {
+			t.servers = append(t.servers, otherSluice)
+		}
 		t.servers = slices.DeleteFunc(t.servers, func(name string) bool { return !s.MatchString(name) })
 		if w.MatchString(t.job.Work) && len(t.servers) > 0 {
 			chosen = append(chosen, t)
@@ -145,12 +151,15 @@ func again(out string) error {
 	return publish(out, r, points)
 }
 
-func run(ctx context.Context, rounds int, list []test, out string, budget time.Duration) error {
+// builds are paths of built programs, empty where none is given.
+type builds struct{ sluice, other string }
+
+func run(ctx context.Context, b builds, rounds int, list []test, out string, budget time.Duration) error {
 	r, err := rig.Open(ctx, os.Stderr)
 	if err != nil {
 		return err
 	}
-	points, description, err := measureAll(ctx, r, rounds, list, budget)
+	points, description, err := measureAll(ctx, r, b, rounds, list, budget)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
@@ -162,8 +171,8 @@ func run(ctx context.Context, rounds int, list []test, out string, budget time.D
 	return publish(out, description, points)
 }
 
-func measureAll(ctx context.Context, r *rig.Rig, rounds int, list []test, budget time.Duration) ([]rig.Point, rig.Run, error) {
-	if err := r.Build(ctx); err != nil {
+func measureAll(ctx context.Context, r *rig.Rig, b builds, rounds int, list []test, budget time.Duration) ([]rig.Point, rig.Run, error) {
+	if err := r.Build(ctx, b.sluice); err != nil {
 		return nil, rig.Run{}, err
 	}
 	if slices.ContainsFunc(list, func(t test) bool { return slices.ContainsFunc(t.servers, isCollector) }) {
@@ -185,7 +194,7 @@ func measureAll(ctx context.Context, r *rig.Rig, rounds int, list []test, budget
 		for _, t := range list {
 			for i := range t.servers {
 				name := t.servers[(i+round)%len(t.servers)]
-				p, err := point(ctx, r, name, t.job)
+				p, err := point(ctx, r, b, name, t.job)
 				if err != nil {
 					return nil, rig.Run{}, err
 				}
@@ -202,7 +211,7 @@ func measureAll(ctx context.Context, r *rig.Rig, rounds int, list []test, budget
 func isCollector(server string) bool { return strings.HasPrefix(server, collector) }
 
 // point measures one server, in a process of its own.
-func point(ctx context.Context, r *rig.Rig, name string, job rig.Job) (rig.Point, error) {
+func point(ctx context.Context, r *rig.Rig, b builds, name string, job rig.Job) (rig.Point, error) {
 	nobody, err := rig.FreeAddr()
 	if err != nil {
 		return rig.Point{}, err
@@ -210,13 +219,15 @@ func point(ctx context.Context, r *rig.Rig, name string, job rig.Job) (rig.Point
 	var s *rig.Server
 	switch name {
 	case sluice:
-		s, err = r.Sluice(ctx, r.Brokers)
+		s, err = r.Sluice(ctx, r.Bin.Sluice, r.Brokers)
+	case otherSluice:
+		s, err = r.Sluice(ctx, b.other, r.Brokers)
 	case sluiceSpool:
 		spool := filepath.Join(r.Dir, "spool")
 		if err := os.RemoveAll(spool); err != nil {
 			return rig.Point{}, err
 		}
-		s, err = r.Sluice(ctx, nobody, "--spool-dir", spool)
+		s, err = r.Sluice(ctx, r.Bin.Sluice, nobody, "--spool-dir", spool)
 	case floor:
 		s, err = r.Floor(ctx)
 	case collector:

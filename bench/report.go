@@ -61,7 +61,7 @@ func median(points []rig.Point, work, server string, of func(rig.Point) float64)
 	return m
 }
 
-var order = []string{sluice, floor, collector, collectorGOGC, sluiceSpool, collectorDisk}
+var order = []string{sluice, otherSluice, floor, collector, collectorGOGC, sluiceSpool, collectorDisk}
 
 func tableOf(run rig.Run, points []rig.Point) string {
 	var b strings.Builder

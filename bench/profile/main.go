@@ -65,16 +65,13 @@ func run(ctx context.Context, job rig.Job, binary, out string, seconds, lines in
 }
 
 func measure(ctx context.Context, r *rig.Rig, job rig.Job, binary, out string, seconds, lines int) error {
-	if err := r.Build(ctx); err != nil {
+	if err := r.Build(ctx, binary); err != nil {
 		return err
-	}
-	if binary != "" {
-		r.Bin.Sluice = binary
 	}
 	if err := r.Prepare(ctx, 100); err != nil {
 		return err
 	}
-	s, err := r.Sluice(ctx, r.Brokers)
+	s, err := r.Sluice(ctx, r.Bin.Sluice, r.Brokers)
 	if err != nil {
 		return err
 	}

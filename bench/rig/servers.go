@@ -10,11 +10,17 @@ import (
 	"strings"
 )
 
-// Build builds Sluice and the floor.
-func (r *Rig) Build(ctx context.Context) error {
+// Build builds Sluice and the floor. A path of a sluice that is built already is taken instead.
+func (r *Rig) Build(ctx context.Context, sluice string) error {
 	fmt.Fprintln(r.Log, "building sluice and the floor")
 	r.Bin.Sluice, r.Bin.Floor = filepath.Join(r.Dir, "sluice"), filepath.Join(r.Dir, "floor")
-	for bin, pkg := range map[string]string{r.Bin.Sluice: "./cmd/sluice", r.Bin.Floor: "./bench/floor"} {
+	build := map[string]string{r.Bin.Floor: "./bench/floor"}
+	if sluice == "" {
+		build[r.Bin.Sluice] = "./cmd/sluice"
+	} else {
+		r.Bin.Sluice = sluice
+	}
+	for bin, pkg := range build {
 		if _, err := output(ctx, r.Repo, "go", "build", "-o", bin, pkg); err != nil {
 			return err
 		}
@@ -47,7 +53,7 @@ func (r *Rig) Prepare(ctx context.Context, n int) error {
 }
 
 // Sluice starts Sluice as an edge, with further arguments. What it needs beside is Kafka, PostgreSQL and Redis.
-func (r *Rig) Sluice(ctx context.Context, brokers string, args ...string) (*Server, error) {
+func (r *Rig) Sluice(ctx context.Context, binary, brokers string, args ...string) (*Server, error) {
 	addrs, err := freeAddrs(4)
 	if err != nil {
 		return nil, err
@@ -59,7 +65,7 @@ func (r *Rig) Sluice(ctx context.Context, brokers string, args ...string) (*Serv
 	s.pprof = addrs[2]
 	all := append([]string{"serve", "--roles=edge", "--edge-addr", addrs[0], "--grpc-addr", addrs[1], "--ops-addr", addrs[2], "--admin-addr", addrs[3],
 		"--log-level=warn", "--drain-delay=0s", "--kafka-brokers", brokers, "--redis-url", r.RedisURL, "--postgres-url", r.PostgresURL}, args...)
-	return s, r.start(ctx, s, "http://"+addrs[2]+"/readyz", nil, r.Bin.Sluice, all...)
+	return s, r.start(ctx, s, "http://"+addrs[2]+"/readyz", nil, binary, all...)
 }
 
 // Floor starts the bare limit.
