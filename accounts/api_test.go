@@ -62,6 +62,12 @@ func TestAPIAnswersAsDocumented(t *testing.T) {
 
 		s.want(t, 200, "manage", "GET", one+"/keys", "")
 		s.want(t, 404, "manage", "GET", stranger+"/keys", "")
+		s.want(t, 200, "manage", "GET", one+"/usage", "")
+		s.want(t, 400, "manage", "GET", one+"/usage?since=yesterday", "")
+		s.want(t, 404, "manage", "GET", stranger+"/usage", "")
+		s.want(t, 200, "manage", "GET", "/api/v1/refusals?account="+id, "")
+		s.want(t, 400, "manage", "GET", "/api/v1/refusals?limit=0", "")
+		s.want(t, 404, "manage", "GET", "/api/v1/refusals?account=sa_nothing", "")
 
 		person := s.want(t, 201, "manage", "POST", keys, `{"kind":"person","id":"grace@acme.example"}`)
 		s.want(t, 201, "manage", "POST", keys, `{"kind":"detector","name":"pii-detector"}`)
@@ -149,18 +155,20 @@ func TestAPIAnswersAsDocumented(t *testing.T) {
 func everyRoute(id string) map[string][]string {
 	manage, govern := []string{"all", "manage"}, []string{"all", "govern"}
 	return map[string][]string{
-		"GET /api/v1/service-accounts":                 manage,
-		"POST /api/v1/service-accounts":                manage,
-		"GET /api/v1/service-accounts/" + id:           manage,
-		"PATCH /api/v1/service-accounts/" + id:         manage,
-		"DELETE /api/v1/service-accounts/" + id:        manage,
-		"GET /api/v1/service-accounts/" + id + "/keys": manage,
-		"GET /api/v1/keys":                             manage,
-		"POST /api/v1/keys":                            manage,
-		"DELETE /api/v1/keys/fpk_000000000000":         manage,
-		"POST /api/v1/keys/identify":                   manage,
-		"GET /api/v1/audit-events":                     govern,
-		"GET /api/v1/signal-types":                     {"all", "manage", "govern", "policy"},
+		"GET /api/v1/service-accounts":                  manage,
+		"POST /api/v1/service-accounts":                 manage,
+		"GET /api/v1/service-accounts/" + id:            manage,
+		"PATCH /api/v1/service-accounts/" + id:          manage,
+		"DELETE /api/v1/service-accounts/" + id:         manage,
+		"GET /api/v1/service-accounts/" + id + "/keys":  manage,
+		"GET /api/v1/service-accounts/" + id + "/usage": manage,
+		"GET /api/v1/refusals":                          manage,
+		"GET /api/v1/keys":                              manage,
+		"POST /api/v1/keys":                             manage,
+		"DELETE /api/v1/keys/fpk_000000000000":          manage,
+		"POST /api/v1/keys/identify":                    manage,
+		"GET /api/v1/audit-events":                      govern,
+		"GET /api/v1/signal-types":                      {"all", "manage", "govern", "policy"},
 	}
 }
 
