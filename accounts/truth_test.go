@@ -75,6 +75,9 @@ func TestStampsOfManyEdges(t *testing.T) {
 			n = 500 // SQLite is slow under -race
 		}
 		w.seed(t, n, 0)
+		if _, err := w.writer.ExecContext(ctx, `UPDATE account_seen SET first_at = 0, last_at = 0`); err != nil {
+			t.Fatal(err)
+		}
 		prefixes := w.column(t, `SELECT prefix FROM keys ORDER BY prefix`)
 		base := w.clock.now().UTC().Truncate(time.Second)
 		var wg sync.WaitGroup
