@@ -39,6 +39,7 @@ type Plan struct {
 	ContentType     string
 	ContentEncoding string // "": none
 	Keys            []string
+	Rotate          bool // each request has the next key, instead of each connection its own
 	Bodies          []Body
 	Connections     int
 	Rate            float64       // requests a second; 0: closed loop
@@ -75,9 +76,10 @@ const (
 type worker struct {
 	plan    *Plan
 	n       int
+	before  string
+	after   string
 	conn    net.Conn
 	read    *bufio.Reader
-	head    []byte
 	scratch []byte
 	next    int
 
@@ -97,13 +99,13 @@ func Run(ctx context.Context, p Plan) (Result, error) {
 		due = make(chan time.Time, int(p.Rate*(p.Warm+p.Measure).Seconds())+1)
 	}
 	workers := make([]*worker, p.Connections)
+	before, after := p.heads()
 	failed := make(chan error, 1)
 	var wg sync.WaitGroup
 	dialling := make(chan struct{}, 64)
 	began := time.Now()
 	for i := range workers {
-		w := &worker{plan: &p, n: i, next: i * 7, codes: map[int]int64{}, latency: hdrhistogram.New(lowest, highest, 3)}
-		w.head = p.head(p.Keys[i%len(p.Keys)])
+		w := &worker{plan: &p, n: i, before: before, after: after, next: i * 7, codes: map[int]int64{}, latency: hdrhistogram.New(lowest, highest, 3)}
 		workers[i] = w
 		wg.Go(func() {
 			dialling <- struct{}{}
@@ -182,12 +184,14 @@ func Run(ctx context.Context, p Plan) (Result, error) {
 	return res, err
 }
 
-func (p *Plan) head(key string) []byte {
-	h := "POST " + p.Path + " HTTP/1.1\r\nHost: " + p.Addr + "\r\nUser-Agent: sluice-bench\r\nAuthorization: Bearer " + key + "\r\nContent-Type: " + p.ContentType + "\r\n"
+// heads are what stands before and after the key.
+func (p *Plan) heads() (before, after string) {
+	before = "POST " + p.Path + " HTTP/1.1\r\nHost: " + p.Addr + "\r\nUser-Agent: sluice-bench\r\nAuthorization: Bearer "
+	after = "\r\nContent-Type: " + p.ContentType + "\r\n"
 	if p.ContentEncoding != "" {
-		h += "Content-Encoding: " + p.ContentEncoding + "\r\n"
+		after += "Content-Encoding: " + p.ContentEncoding + "\r\n"
 	}
-	return []byte(h + "Content-Length: ")
+	return before, after + "Content-Length: "
 }
 
 // pace puts what is due on the channel. It has a thread of its own, since Go's timers are good to a millisecond only. It returns how late it was at most.
@@ -257,8 +261,14 @@ func (w *worker) note(code int, body *Body, took time.Duration, measured bool) {
 // send makes one exchange. False: the connection broke and there is no other.
 func (w *worker) send() (int, *Body, bool) {
 	body := &w.plan.Bodies[w.next%len(w.plan.Bodies)]
+	key := w.n
+	if w.plan.Rotate {
+		key = w.n + w.next*w.plan.Connections
+	}
 	w.next++
-	w.scratch = append(w.scratch[:0], w.head...)
+	w.scratch = append(w.scratch[:0], w.before...)
+	w.scratch = append(w.scratch, w.plan.Keys[key%len(w.plan.Keys)]...)
+	w.scratch = append(w.scratch, w.after...)
 	w.scratch = strconv.AppendInt(w.scratch, int64(len(body.Bytes)), 10)
 	w.scratch = append(w.scratch, "\r\n\r\n"...)
 	w.scratch = append(w.scratch, body.Bytes...)

@@ -19,6 +19,7 @@ type Job struct {
 	Connections int
 	Rate        float64 // requests a second; 0: closed loop
 	Keys        int     // of the rig's, how many are in use; 0: 100 at most
+	Rotate      bool    // each request has the next key
 	Warm        time.Duration
 	Measure     time.Duration
 	NoKafka     bool // nothing goes to Kafka, so that nothing is looked for there
@@ -114,7 +115,7 @@ func (r *Rig) Measure(ctx context.Context, s *Server, j Job) (Point, error) {
 	}
 	plan := load.Plan{
 		Addr: s.Addr, Path: s.Path, ContentType: j.Shape.ContentType(), Keys: r.Keys[:min(keys, len(r.Keys))], Bodies: bodies,
-		Connections: j.Connections, Rate: j.Rate, Warm: j.Warm, Measure: j.Measure,
+		Rotate: j.Rotate, Connections: j.Connections, Rate: j.Rate, Warm: j.Warm, Measure: j.Measure,
 	}
 	if j.Shape.Gzipped() {
 		plan.ContentEncoding = "gzip"

@@ -26,6 +26,7 @@ type Server struct {
 	PID   int
 
 	allocs func(context.Context) (uint64, error) // objects allocated so far; nil: not told
+	admin  string                                // address of the admin API, of Sluice with that role
 	pprof  string                                // address of net/http/pprof; "": none
 
 	cmd  *exec.Cmd

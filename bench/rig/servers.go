@@ -62,7 +62,7 @@ func (r *Rig) Sluice(ctx context.Context, binary, brokers string, args ...string
 	s.allocs = func(ctx context.Context) (uint64, error) {
 		return prometheusValue(ctx, "http://"+addrs[2]+"/metrics", "go_memstats_mallocs_total")
 	}
-	s.pprof = addrs[2]
+	s.pprof, s.admin = addrs[2], addrs[3]
 	all := append([]string{"serve", "--roles=edge", "--edge-addr", addrs[0], "--grpc-addr", addrs[1], "--ops-addr", addrs[2], "--admin-addr", addrs[3],
 		"--log-level=warn", "--drain-delay=0s", "--kafka-brokers", brokers, "--redis-url", r.RedisURL, "--postgres-url", r.PostgresURL}, args...)
 	return s, r.start(ctx, s, "http://"+addrs[2]+"/readyz", nil, binary, all...)

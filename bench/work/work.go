@@ -31,8 +31,9 @@ const EventName = "flowstate.signal"
 type Shape struct {
 	Encoding Encoding
 	Records  int     // in a request
-	Signals  float64 // share of the records that are filtered signals
+	Signals  float64 // share of the records that are signals
 	Pad      int     // bytes added to each record
+	Type     string  // of the signals; "": FilteredType
 }
 
 // Name is a short name such as pb.gz-20.
@@ -48,6 +49,13 @@ func (s Shape) ContentType() string {
 
 // Gzipped says whether the Content-Encoding is gzip.
 func (s Shape) Gzipped() bool { return s.Encoding != Protobuf }
+
+func (s Shape) signalType() string {
+	if s.Type == "" {
+		return FilteredType
+	}
+	return s.Type
+}
 
 // A Body is one request's body.
 type Body struct {
@@ -69,8 +77,8 @@ func Make(s Shape, n int, seed uint64) ([]Body, error) {
 		for j := range records {
 			signal := int(float64(made+1)*s.Signals+1e-9) > int(float64(made)*s.Signals+1e-9)
 			made++
-			records[j] = session.record(rng, signal, s.Pad)
-			if signal {
+			records[j] = session.record(rng, signal, s)
+			if signal && s.signalType() == FilteredType {
 				b.Filtered++
 			}
 		}
@@ -156,7 +164,7 @@ func newSession(rng *rand.Rand) *session {
 var models = []string{"claude-opus-4-6", "claude-sonnet-4-6", "claude-haiku-4-5"}
 var tools = []string{"Read", "Bash", "Edit", "Grep", "WebFetch"}
 
-func (s *session) record(rng *rand.Rand, signal bool, pad int) record {
+func (s *session) record(rng *rand.Rand, signal bool, shape Shape) record {
 	s.time += 1_000_000 * (20 + rng.Uint64N(4000))
 	if s.left == 0 {
 		s.prompt, s.left = uuid(rng), 4+rng.IntN(8)
@@ -170,7 +178,7 @@ func (s *session) record(rng *rand.Rand, signal bool, pad int) record {
 	switch {
 	case signal:
 		r.body = "signal"
-		r.attrs = append(r.attrs, attr{"event.name", EventName}, attr{"signal.type", FilteredType}, attr{"signal.severity", "WARN"}, attr{"signal.id", uuid(rng)})
+		r.attrs = append(r.attrs, attr{"event.name", EventName}, attr{"signal.type", shape.signalType()}, attr{"signal.severity", "WARN"}, attr{"signal.id", uuid(rng)})
 	case rng.IntN(3) == 0:
 		r.body = "claude_code.tool_result"
 		r.attrs = append(r.attrs, attr{"event.name", "tool_result"}, attr{"tool_name", tools[rng.IntN(len(tools))]}, attr{"success", "true"},
@@ -187,8 +195,8 @@ func (s *session) record(rng *rand.Rand, signal bool, pad int) record {
 		attr{"prompt.id", s.prompt},
 		attr{"decision", "accept: allowed by rule 14 of the project's settings, no question asked of the user"},
 	)
-	if pad > 0 {
-		b := make([]byte, pad)
+	if shape.Pad > 0 {
+		b := make([]byte, shape.Pad)
 		for i := range b {
 			b[i] = "etaoin shrdlu\n"[rng.IntN(14)]
 		}
