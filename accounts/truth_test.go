@@ -200,7 +200,7 @@ func TestChangesAndConfirmation(t *testing.T) {
 		}
 
 		c, err := w.ConfirmRevocation(ctx, rev.At, 0)
-		if err != nil || c.Edges != 1 || c.Confirmed != 0 || len(c.Pending) != 1 || !c.Pending[0].Until.Equal(start.Add(10*time.Second)) {
+		if err != nil || c.Edges != 1 || c.Confirmed != 0 || len(c.Pending) != 1 || !c.Pending[0].Until.Equal(rev.At.Add(10*time.Second)) {
 			t.Errorf("before the edge read: %+v, %v", c, err)
 		}
 		// The edge reads while the call waits.
