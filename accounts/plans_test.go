@@ -17,7 +17,7 @@ func TestPagesReadABoundedNumberOfRows(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		n, m := 100_000, 1_000_000
 		if w.dialect == accounts.SQLite { // whose plans do not depend on sizes as long as there are statistics, and which is slow under -race
-			n, m = 2_000, 3_000
+			n, m = 1_000, 3_000
 		}
 		w.seed(t, n, m)
 		w.analyze(t)

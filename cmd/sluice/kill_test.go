@@ -13,7 +13,7 @@ import (
 )
 
 // killRounds is how often the process is killed; each time some deletes are under way.
-const killRounds = 10
+const killRounds = 24
 
 // TestKillDuringDeletes kills the admin process at moments around the deletes that it serves: each account is deleted as a whole, with its key and its
 // audit row, or not at all; what was answered 200 is deleted; and the key of what is deleted is refused by an edge that was never told.

@@ -59,7 +59,6 @@ type secretive struct {
 	topics  []string
 
 	secrets map[string]string // what none may hold → whose it is and how it is written
-	given   []string          // commands' outputs and answers, but the reveals
 }
 
 // hide notes a secret in the forms that it might be written in: what follows its prefix as it is, and all of it in hexadecimal and in base64 at each of
