@@ -110,7 +110,7 @@ func spread(values []float64) (median, low, high float64) {
 }
 
 func (v verdict) bound() string {
-	b := fmt.Sprintf("≤ %.2g", v.most)
+	b := fmt.Sprintf("≤ %g", v.most)
 	if v.beside {
 		b = "[" + b + "]"
 	}
