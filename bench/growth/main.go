@@ -3,6 +3,7 @@
 //
 //	go run ./bench/growth          about four minutes
 //	go run ./bench/growth -full    with 100,000 and 1,000,000 keys
+//	go run ./bench/growth -only keys    one series; the others stay as they are in -out
 //
 // Everything but what the series names stays as in the goals: gzip protobuf, 20 records a request, one in ten a filtered signal, 128 connections, closed
 // loop. The results go to -out: growth.jsonl, a table (growth.md) and a picture for each series.
@@ -83,7 +84,9 @@ func all(warm, measure time.Duration, full bool) []series {
 			steps: grow([]float64{1, 10, 100, 1000, 8000}, func(s *step, x float64) {
 				s.job.Connections = int(x)
 				if x > 1000 {
-					s.job.Warm += 4 * time.Second // until all are connected
+					// Until all are connected; and as long as many answers take, since what is under way at the end is paid and not counted.
+					s.job.Warm += 4 * time.Second
+					s.job.Measure *= 6
 				}
 			})},
 		{name: "keys", label: "keys in use, each request another", unit: "µs a request", of: perRequest,
@@ -98,13 +101,15 @@ func all(warm, measure time.Duration, full bool) []series {
 				s.job.Shape.Type = rig.GrowthType
 			}),
 			prepare: func(ctx context.Context, r *rig.Rig, s step) error {
-				if s.rules == 0 {
-					return nil
-				}
 				return r.Policy(ctx, s.rules)
 			}},
 		{name: "size", label: "bytes added to each record", unit: "µs a record", of: perRecord,
-			steps: grow([]float64{0, 1000, 4000, 16_000, 40_000}, func(s *step, x float64) { s.job.Shape.Pad = int(x) })},
+			steps: grow([]float64{0, 1000, 4000, 16_000, 40_000}, func(s *step, x float64) {
+				s.job.Shape.Pad = int(x)
+				if x > 10_000 {
+					s.job.Measure *= 4
+				}
+			})},
 		{name: "signals", label: "filtered signals, % of the records", unit: "µs a record", of: perRecord,
 			steps: grow([]float64{0, 1, 10, 50, 100}, func(s *step, x float64) { s.job.Shape.Signals = x / 100 })},
 		{name: "spool", label: "0: no spool, 1: a spool while Kafka is well, 2: Kafka away and all on disk", unit: "µs a request", of: perRequest,
@@ -131,24 +136,29 @@ func main() {
 	defer stop()
 	pattern, err := regexp.Compile(*only)
 	if err == nil {
-		list := slices.DeleteFunc(all(*warm, *measure, *full), func(s series) bool { return !pattern.MatchString(s.name) })
-		err = run(ctx, *rounds, list, *built, *out)
+		list := all(*warm, *measure, *full)
+		chosen := slices.DeleteFunc(slices.Clone(list), func(s series) bool { return !pattern.MatchString(s.name) })
+		err = run(ctx, *rounds, list, chosen, *built, *out)
 	}
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, rounds int, list []series, built, out string) error {
+func run(ctx context.Context, rounds int, list, chosen []series, built, out string) error {
 	r, err := rig.Open(ctx, os.Stderr)
 	if err != nil {
 		return err
 	}
-	points, description, err := measureAll(ctx, r, rounds, list, built)
+	points, description, err := measureAll(ctx, r, rounds, chosen, built)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
-	return publish(out, description, list, points)
+	kept, err := keep(filepath.Join(out, "growth.jsonl"), chosen)
+	if err != nil {
+		return err
+	}
+	return publish(out, description, list, append(kept, points...))
 }
 
 func measureAll(ctx context.Context, r *rig.Rig, rounds int, list []series, built string) ([]rig.Point, rig.Run, error) {
@@ -210,6 +220,29 @@ func point(ctx context.Context, r *rig.Rig, s series, st step) (rig.Point, error
 	}
 	defer server.Stop()
 	return r.Measure(ctx, server, st.job)
+}
+
+// keep reads the points of an earlier run whose series were not measured again.
+func keep(file string, again []series) ([]rig.Point, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var points []rig.Point
+	for dec := json.NewDecoder(f); dec.More(); {
+		var p rig.Point
+		if err := dec.Decode(&p); err != nil {
+			return nil, err
+		}
+		if p.Kind == "point" && !slices.ContainsFunc(again, func(s series) bool { return s.name == p.Series }) {
+			points = append(points, p)
+		}
+	}
+	return points, nil
 }
 
 // at is the median, least and most of what a series has at x.
