@@ -23,48 +23,79 @@ const maxSources = 65_536 // addresses that are remembered; the least used go fi
 
 // budget keeps look-ups in Truth within what it can bear. A look-up of a key that no cache knows pays from the budget of
 // its address and from the common one, and is paid back when the key turns out to be good; so only misses count, and a
-// flood of them spends its own address's share. Keys that are known pay nothing and have half of the slots to themselves.
+// flood of them spends its own address's share. A quarter of the common budget is for addresses that sent a good key within
+// the last hour, so that a flood from everywhere leaves them their look-ups. Keys that are known pay nothing and have half of
+// the slots to themselves.
 type budget struct {
 	total     bucket
-	perSecond int64
+	familiar  bucket // the quarter
+	perSecond int64  // of total
+	reserved  int64  // of familiar
 	perSource int64
-	sources   *otter.Cache[netip.Addr, *bucket]
+	sources   *otter.Cache[netip.Addr, *source]
 	slots     chan struct{}
 	unknown   chan struct{} // the part of slots that unknown keys may hold
 }
 
-const budgetBurst = int64(2 * time.Second)
+// A source is one address, or one customer's network.
+type source struct {
+	bucket
+	good atomic.Int64 // chain time at which it last sent a good key that had to be looked up; 0 for never
+}
+
+const (
+	budgetBurst = int64(2 * time.Second)
+	familiarFor = int64(time.Hour)
+)
 
 func newBudget(cfg ChainConfig) *budget {
+	reserved := int64(cfg.MissesPerSecond) / 4
 	return &budget{
-		perSecond: int64(cfg.MissesPerSecond),
+		perSecond: max(int64(cfg.MissesPerSecond)-reserved, 1),
+		reserved:  reserved,
 		perSource: int64(cfg.MissesPerSource),
-		sources:   otter.Must(&otter.Options[netip.Addr, *bucket]{MaximumSize: maxSources}),
+		sources:   otter.Must(&otter.Options[netip.Addr, *source]{MaximumSize: maxSources}),
 		slots:     make(chan struct{}, cfg.Concurrent),
 		unknown:   make(chan struct{}, max(cfg.Concurrent/2, 1)),
 	}
 }
 
+// A payment is what pay took, for payBack.
+type payment struct {
+	from   *source
+	common *bucket
+	rate   int64
+}
+
 // pay takes one miss from the address's budget and the common one.
-func (b *budget) pay(now int64, remote netip.Addr) error {
+func (b *budget) pay(now int64, remote netip.Addr) (payment, error) {
 	s := b.source(remote)
 	if _, ok := s.take(now, 1, b.perSource, budgetBurst); !ok {
-		return errOverSource
+		return payment{}, errOverSource
 	}
-	if _, ok := b.total.take(now, 1, b.perSecond, budgetBurst); !ok {
-		s.refund(1, b.perSource)
-		return errOverTotal
+	if _, ok := b.total.take(now, 1, b.perSecond, budgetBurst); ok {
+		return payment{s, &b.total, b.perSecond}, nil
 	}
-	return nil
+	if good := s.good.Load(); good != 0 && now-good <= familiarFor && b.reserved > 0 {
+		if _, ok := b.familiar.take(now, 1, b.reserved, budgetBurst); ok {
+			return payment{s, &b.familiar, b.reserved}, nil
+		}
+	}
+	s.refund(1, b.perSource)
+	return payment{}, errOverTotal
 }
 
 // payBack returns what pay took, for a key that turned out to be good.
-func (b *budget) payBack(remote netip.Addr) {
-	b.source(remote).refund(1, b.perSource)
-	b.total.refund(1, b.perSecond)
+func (b *budget) payBack(now int64, p payment) {
+	p.from.refund(1, b.perSource)
+	p.common.refund(1, p.rate)
+	p.from.good.Store(now)
 }
 
-func (b *budget) source(remote netip.Addr) *bucket {
+// vouch notes that an address sent a good key that another tier knew.
+func (b *budget) vouch(now int64, remote netip.Addr) { b.source(remote).good.Store(now) }
+
+func (b *budget) source(remote netip.Addr) *source {
 	remote = remote.Unmap().WithZone("")
 	if remote.Is6() {
 		p, _ := remote.Prefix(64) // one customer, one /64; 64 is never too long
@@ -73,7 +104,7 @@ func (b *budget) source(remote netip.Addr) *bucket {
 	if s, ok := b.sources.GetIfPresent(remote); ok {
 		return s
 	}
-	s, _ := b.sources.ComputeIfAbsent(remote, func() (*bucket, bool) { return new(bucket), false })
+	s, _ := b.sources.ComputeIfAbsent(remote, func() (*source, bool) { return new(source), false })
 	return s
 }
 

@@ -81,7 +81,7 @@ type ChainConfig struct {
 
 	// Budgets of look-ups in Truth. Keys with a record in L1 or Redis only share Concurrent.
 	Concurrent      int // at once; 16. Unknown keys may hold half of them
-	MissesPerSecond int // look-ups of keys that turn out not to exist; 500
+	MissesPerSecond int // look-ups of keys that turn out not to exist; 500. A quarter is for addresses of good keys
 	MissesPerSource int // the same for one address (IPv6: /64) a second; 100
 
 	DefaultLimits Limits        // of keys that name none; zero: unlimited

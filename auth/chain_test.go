@@ -221,13 +221,49 @@ func TestFloodStarvesNobody(t *testing.T) {
 	})
 }
 
+// A flood from everywhere takes the common budget, and what addresses of good keys have to themselves stays: keys that this edge sees for the first
+// time are answered there, while the database is asked no more than it may be.
+func TestFloodFromEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDatabase(time.Now)
+		_, known := d.create("known")
+		c := newChain(t, d, nil)
+		reads(t, c)
+		accepted(t, c, known)
+		asked := d.asked.Load()
+		from := netip.MustParseAddr("198.18.0.0")
+		const seconds, fresh = 10, 20
+		for range seconds * 10 {
+			for range 500 { // 5,000 a second
+				_, junk := MintKey(KindServiceAccount)
+				from = from.Next()
+				_, err := c.Authenticate(t.Context(), Credentials{Key: junk}, from)
+				if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrUnknownKey) {
+					t.Fatal(err)
+				}
+			}
+			for range fresh {
+				_, cold := d.create("cold")
+				accepted(t, c, cold)
+			}
+			reads(t, c)
+			<-time.After(100 * time.Millisecond)
+		}
+		misses := d.asked.Load() - asked - seconds*10*fresh
+		t.Logf("%d junk keys, %d misses, %d good keys looked up", seconds*5000, misses, seconds*10*fresh)
+		if misses > 500*(seconds+2) {
+			t.Errorf("the database was asked for %d unknown keys in %d s", misses, seconds)
+		}
+	})
+}
+
 // The address that is over its budget must not decide for others who ask for the same key at the same time.
 func TestBudgetOfAnotherAddress(t *testing.T) {
 	d := newDatabase(new(clockwork).now)
 	_, cred := d.create("digest")
 	c := newChain(t, d, func(cfg *ChainConfig) { cfg.MissesPerSource = 1 })
 	for range 3 {
-		_ = c.budget.pay(c.clock(), anywhere)
+		_, _ = c.budget.pay(c.clock(), anywhere)
 	}
 	_, err := c.Authenticate(t.Context(), cred, anywhere)
 	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, errOverSource) {

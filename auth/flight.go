@@ -77,6 +77,9 @@ func (c *Chain) fill(ctx context.Context, k flightKey, remote netip.Addr) (*entr
 	if known != nil {
 		now := c.clock()
 		wrong := k.hash != [32]byte{} && subtle.ConstantTimeCompare(known.rec.Hash[:], k.hash[:]) == 0
+		if !wrong && known.rec.RevokedAt.IsZero() && k.hash != [32]byte{} {
+			c.budget.vouch(now, remote)
+		}
 		if wrong || !known.rec.RevokedAt.IsZero() || c.fresh(known, now) {
 			return c.insert(k.id, known), false, nil
 		}
@@ -111,8 +114,10 @@ func (c *Chain) askTruth(ctx context.Context, k flightKey, known bool, remote ne
 		c.metrics.overBreaker.Inc()
 		return nil, errBreaker
 	}
+	var paid payment
 	if !known {
-		err := c.budget.pay(c.clock(), remote)
+		var err error
+		paid, err = c.budget.pay(c.clock(), remote)
 		if err != nil {
 			c.metrics.overBudget(err)
 			return nil, err
@@ -142,7 +147,7 @@ func (c *Chain) askTruth(ctx context.Context, k flightKey, known bool, remote ne
 		e := c.insert(k.id, c.newEntry(rec, nil, begun))
 		if !c.behind(k.id, e) || !e.rec.RevokedAt.IsZero() {
 			if !known && k.hash == rec.Hash {
-				c.budget.payBack(remote)
+				c.budget.payBack(c.clock(), paid)
 			}
 			return e, nil
 		}
