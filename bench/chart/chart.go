@@ -99,7 +99,7 @@ func (c *canvas) axis(most float64, unit string) func(float64) float64 {
 		c.line(left, at(v), width-right, at(v), "g")
 		c.text(left-6, at(v)+4, "end", "", number(v))
 	}
-	c.text(left-6, top-10, "end", "", unit)
+	c.text(width-right, 20, "end", "", unit)
 	return at
 }
 

@@ -4,6 +4,7 @@
 //	go run ./bench/growth          about four minutes
 //	go run ./bench/growth -full    with 100,000 and 1,000,000 keys
 //	go run ./bench/growth -only keys    one series; the others stay as they are in -out
+//	go run ./bench/growth -only NONE    table and pictures of the data in -out again
 //
 // Everything but what the series names stays as in the goals: gzip protobuf, 20 records a request, one in ten a filtered signal, 128 connections, closed
 // loop. The results go to -out: growth.jsonl, a table (growth.md) and a picture for each series.
@@ -146,16 +147,20 @@ func main() {
 }
 
 func run(ctx context.Context, rounds int, list, chosen []series, built, out string) error {
+	file := filepath.Join(out, "growth.jsonl")
+	description, kept, err := keep(file, chosen)
+	if err != nil {
+		return err
+	}
+	if len(chosen) == 0 {
+		return publish(out, description, list, kept)
+	}
 	r, err := rig.Open(ctx, os.Stderr)
 	if err != nil {
 		return err
 	}
 	points, description, err := measureAll(ctx, r, rounds, chosen, built)
 	if err = errors.Join(err, r.Close()); err != nil {
-		return err
-	}
-	kept, err := keep(filepath.Join(out, "growth.jsonl"), chosen)
-	if err != nil {
 		return err
 	}
 	return publish(out, description, list, append(kept, points...))
@@ -223,26 +228,31 @@ func point(ctx context.Context, r *rig.Rig, s series, st step) (rig.Point, error
 }
 
 // keep reads the points of an earlier run whose series were not measured again.
-func keep(file string, again []series) ([]rig.Point, error) {
+func keep(file string, again []series) (rig.Run, []rig.Point, error) {
+	var run rig.Run
 	f, err := os.Open(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return run, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return run, nil, err
 	}
 	defer f.Close()
+	dec := json.NewDecoder(f)
+	if err := dec.Decode(&run); err != nil {
+		return run, nil, err
+	}
 	var points []rig.Point
-	for dec := json.NewDecoder(f); dec.More(); {
+	for dec.More() {
 		var p rig.Point
 		if err := dec.Decode(&p); err != nil {
-			return nil, err
+			return run, nil, err
 		}
-		if p.Kind == "point" && !slices.ContainsFunc(again, func(s series) bool { return s.name == p.Series }) {
+		if !slices.ContainsFunc(again, func(s series) bool { return s.name == p.Series }) {
 			points = append(points, p)
 		}
 	}
-	return points, nil
+	return run, points, nil
 }
 
 // at is the median, least and most of what a series has at x.
