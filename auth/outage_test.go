@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// TestOutageMatrix is the table of the runbook, cell by cell: what a caller gets while the database or Redis is up, down
+// TestOutageMatrix holds the table of deploy/docs/outages.md, cell by cell: what a caller gets while the database or Redis is up, down
 // or slow, before and after MaxStale.
 func TestOutageMatrix(t *testing.T) {
+	table := readOutages(t)
 	states := []proxyMode{working, cut, silent}
 	names := []string{"up", "down", "slow"}
 	eachRedis(t, func(t *testing.T, r *testRedis) {
@@ -19,14 +22,47 @@ func TestOutageMatrix(t *testing.T) {
 			for ri, cache := range states {
 				for _, past := range []bool{false, true} {
 					name := fmt.Sprintf("database %s, Redis %s, past MaxStale %v", names[ti], names[ri], past)
-					t.Run(name, func(t *testing.T) { outageCell(t, r, truth, cache, past) })
+					want, ok := table[[3]string{names[ti], names[ri], map[bool]string{false: "15 min at most", true: "longer"}[past]}]
+					if !ok {
+						t.Errorf("the table has no row for: %s", name)
+					}
+					t.Run(name, func(t *testing.T) { outageCell(t, r, truth, cache, past, want) })
 				}
 			}
 		}
 	})
 }
 
-func outageCell(t *testing.T, r *testRedis, truth, cache proxyMode, past bool) {
+// An outage is one row of the table: what each caller gets, served, 401 or 503.
+type outage struct{ known, elsewhere, cold, unknown, revoked, coldRevoked string }
+
+// readOutages reads the table: database, Redis and how long, to what callers get.
+func readOutages(t *testing.T) map[[3]string]outage {
+	t.Helper()
+	b, err := os.ReadFile("../deploy/docs/outages.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[[3]string]outage{}
+	for line := range strings.Lines(string(b)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if len(cells) != 9 {
+			continue
+		}
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		if cells[0] == "up" || cells[0] == "down" || cells[0] == "slow" {
+			rows[[3]string(cells[:3])] = outage{cells[3], cells[4], cells[5], cells[6], cells[7], cells[8]}
+		}
+	}
+	if len(rows) != 18 {
+		t.Fatalf("the table has %d rows, want 18", len(rows))
+	}
+	return rows
+}
+
+func outageCell(t *testing.T, r *testRedis, truth, cache proxyMode, past bool, want outage) {
 	clk := new(clockwork)
 	d := newDatabase(clk.now)
 	r.proxy.set(working)
@@ -76,25 +112,31 @@ func outageCell(t *testing.T, r *testRedis, truth, cache proxyMode, past bool) {
 	cold := newChain(t, d, use) // starts now
 	begun := time.Now()
 	refused(t, c, stolen, HashMismatch)
-	refused(t, c, revoked, Revoked)
-	t.Run("known", func(t *testing.T) { expect(t, c, known, truth == working || !past) })
-	t.Run("known to Redis", func(t *testing.T) {
-		expect(t, c, elsewhere, truth == working || cache == working && !past)
-	})
-	t.Run("cold start", func(t *testing.T) {
-		expect(t, cold, known, truth == working || cache == working && !past)
-	})
-	t.Run("unknown", func(t *testing.T) {
-		if truth == working {
-			refused(t, c, unknown, Unknown)
-			return
-		}
-		unavailable(t, c, unknown)
-	})
-	if truth == working || cache == working {
-		refused(t, cold, revoked, Revoked)
-	} else {
-		unavailable(t, cold, revoked)
+	for _, ask := range []struct {
+		who, want string
+		edge      *Chain
+		cred      Credentials
+		reason    RefusalReason // of a 401
+	}{
+		{"revoked", want.revoked, c, revoked, Revoked},
+		{"known", want.known, c, known, ""},
+		{"known to Redis", want.elsewhere, c, elsewhere, ""},
+		{"cold start", want.cold, cold, known, ""},
+		{"unknown", want.unknown, c, unknown, Unknown},
+		{"revoked, cold start", want.coldRevoked, cold, revoked, Revoked},
+	} {
+		t.Run(ask.who, func(t *testing.T) {
+			switch ask.want {
+			case "served":
+				accepted(t, ask.edge, ask.cred)
+			case "503":
+				unavailable(t, ask.edge, ask.cred)
+			case "401":
+				refused(t, ask.edge, ask.cred, ask.reason)
+			default:
+				t.Errorf("the table says %q", ask.want)
+			}
+		})
 	}
 	if took := time.Since(begun); took > 5*time.Second {
 		t.Errorf("seven answers took %v", took)
@@ -109,15 +151,6 @@ func outageCell(t *testing.T, r *testRedis, truth, cache proxyMode, past bool) {
 		accepted(t, c, elsewhere)
 		refused(t, c, revoked, Revoked)
 	}
-}
-
-func expect(t *testing.T, c *Chain, cred Credentials, ok bool) {
-	t.Helper()
-	if ok {
-		accepted(t, c, cred)
-		return
-	}
-	unavailable(t, c, cred)
 }
 
 // age makes everything in Redis older, as far as Redis can tell.
