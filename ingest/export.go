@@ -22,6 +22,12 @@ import (
 // maxMessageText is how much an answer says about what was filtered and invalid (design §6).
 const maxMessageText = 4 << 10
 
+// maxNotes bounds the kinds of what was filtered and invalid that are told apart: a sender chooses the names of types.
+const maxNotes = 64
+
+// maxSignals is how many signals one OTLP request may hold, as many as POST /v1/signals takes.
+const maxSignals = 10_000
+
 // otlp answers one OTLP export, whose body is protobuf by now.
 func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity, body *buffer, c *charge) response {
 	batch, fail := e.prepare(ctx, id, rt, body.b, r.received, c)
@@ -49,7 +55,8 @@ type batch struct {
 	carried  []carried // what each message carries
 	tally    tally
 	rejected int      // records filtered or invalid, for partial_success
-	notes    noteList // what an answer says about them
+	notes    noteList // what an answer says about them, at most maxNotes
+	unnoted  int      // records beyond those
 	filtered []signals.Verdict
 	tooLarge []int // the places in the request of events that Kafka itself refused as too large
 }
@@ -82,7 +89,11 @@ func (b *batch) reject(kind, what string, o signals.Outcome, reason signals.Reas
 			return
 		}
 	}
-	b.notes = append(b.notes, note{what, o, reason, detail, n})
+	if len(b.notes) < maxNotes {
+		b.notes = append(b.notes, note{what, o, reason, detail, n})
+		return
+	}
+	b.unnoted += n
 }
 
 func (b *batch) add(m Message, c carried) {
@@ -107,6 +118,9 @@ func (b *batch) message() string {
 		}
 		s.WriteString(part)
 	}
+	if b.unnoted > 0 {
+		fmt.Fprintf(&s, "; and %d more records", b.unnoted)
+	}
 	return s.String()
 }
 
@@ -121,11 +135,18 @@ func (e *Edge) prepare(ctx context.Context, id auth.Identity, rt route, raw []by
 	var badgeBuf [512]byte
 	badge := appendBadge(badgeBuf[:0], id.Principal, received)
 	var ordinals signals.Ordinals
+	found := 0
 	out, result, err := otlp.Rewrite(nil, rt.payload, raw, badge, func(s *otlp.SignalRecord) {
-		raised = append(raised, raisedFrom(s, len(raised), &ordinals))
+		found++
+		if found <= maxSignals {
+			raised = append(raised, raisedFrom(s, len(raised), &ordinals))
+		}
 	})
 	if err != nil {
 		return nil, &refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP export request: " + err.Error()}
+	}
+	if found > maxSignals {
+		return nil, &refused{code: 413, reason: bodyTooLarge, detail: fmt.Sprintf("The request holds %d signals; %d is the most. Send smaller batches.", found, maxSignals)}
 	}
 	e.ledger.forged.Add(float64(result.Stripped))
 	if result.Records > 0 {

@@ -73,7 +73,7 @@ func (c *Console) usageSection(ctx context.Context, admin auth.Admin, a accounts
 	if !admin.Can(auth.SettingsIntegrationsUpdate) {
 		return "", nil
 	}
-	until := c.now().UTC().Truncate(usageStep).Add(usageStep)
+	until := c.now().UTC().Truncate(24 * time.Hour).Add(24 * time.Hour) // whole days, today among them
 	since := until.Add(-usageDays * 24 * time.Hour)
 	use, err := c.store.AccountUsage(ctx, a.Org, a.ID, since, until)
 	if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -14,6 +15,8 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -206,7 +209,7 @@ func (p *process) wireAdmin() error {
 		signIn = console.SignIn{URL: signInPath, Label: "Sign in with your organisation"}
 	}
 	pages, err := console.New(console.Config{
-		Store: p.store, Signals: p.signals.store, EdgeURL: edgeURL, URL: p.cfg.consoleURL, SignIn: signIn, ClientIP: from, Logger: p.log,
+		Store: p.store, Signals: p.signals.store, Decider: p.signals.decider, EdgeURL: edgeURL, URL: p.cfg.consoleURL, SignIn: signIn, ClientIP: from, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -233,7 +236,7 @@ func clientIP(proxies []netip.Prefix) func(*http.Request) string {
 		if err != nil {
 			return ""
 		}
-		return ingest.ClientAddr(ap.Addr(), r.Header.Get("X-Forwarded-For"), proxies).String()
+		return ingest.ClientAddr(ap.Addr(), strings.Join(r.Header.Values("X-Forwarded-For"), ","), proxies).String()
 	}
 }
 
@@ -327,13 +330,14 @@ func wrapErr(what string, err error) error {
 }
 
 // edgeID tells the edges apart in the table of edges, also two on one host.
-func edgeID() string {
+var edgeID = sync.OnceValue(func() string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
-	return fmt.Sprintf("%s-%d", host, os.Getpid())
-}
+	// Containers may share a host's name, and each has pid 1.
+	return fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:8])
+})
 
 func (p *process) opsHandler() http.Handler {
 	mux := http.NewServeMux()

@@ -214,7 +214,7 @@ func (f *follower) fetch(ctx context.Context, topic string, partition int, offse
 func message(topic string, partition int, rec *kafka.Record) (kafka.Message, error) {
 	m := kafka.Message{Topic: topic, Partition: partition, Offset: rec.Offset, Time: rec.Time}
 	for _, h := range rec.Headers {
-		m.Headers = append(m.Headers, kafka.Header{Key: h.Key, Value: h.Value})
+		m.Headers = append(m.Headers, kafka.Header(h))
 	}
 	var err error
 	if rec.Key != nil {
