@@ -67,7 +67,7 @@ func auditWords() [][2]string {
 		{"link.created", "Made a sign-in link"},
 		{"org.created", "Created organisation"},
 		{"audit.pruned", "Removed old audit rows"},
-		{"policy.draft_created", "Drafted policy"},
+		{"policy.drafted", "Drafted policy"},
 		{"policy.activated", "Activated policy"},
 		{"alert.resolved", "Resolved alert"},
 		{"alert.reopened", "Reopened alert"},
