@@ -387,3 +387,24 @@ func TestRaisedBySluice(t *testing.T) {
 		}
 	}
 }
+
+// A deleted account is not found any more, and is no person for that.
+func TestDeletedAccountIsNoPerson(t *testing.T) {
+	d, err := NewDecider(DeciderConfig{
+		Account: func(context.Context, string, string) (*auth.Principal, error) { return nil, auth.ErrNoKey },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id = "sa_01a20ab0f59b2fde6942cf7ce081b829"
+	scanner := &auth.Principal{Org: "acme", Kind: auth.KindDetector, ID: "scanner", Name: "scanner"}
+	for _, subject := range []SubjectRef{
+		{Kind: "person", ID: id},
+		{Kind: "session", ID: "s1", Owner: &OwnerRef{Kind: "person", ID: id}},
+	} {
+		r := Raised{Type: PersonalUse, Subject: &subject}
+		if v := d.Decide(context.Background(), scanner, &r, time.Now()); v.Outcome != Invalid || v.Reason != BadSubject {
+			t.Errorf("%+v: %s %s", subject, v.Outcome, v.Reason)
+		}
+	}
+}

@@ -3,6 +3,8 @@ package signals
 import (
 	"context"
 	"errors"
+	"regexp"
+	"strings"
 
 	"flowstate.inc/sluice/auth"
 )
@@ -193,11 +195,18 @@ func (d *Decider) account(ctx context.Context, org string, ref *SubjectRef) (*au
 	return a, nil
 }
 
+// accountID is the form of the ids that the accounts room makes.
+var accountID = regexp.MustCompile(`^sa_[0-9a-f]{32}$`)
+
 // noAccount makes sure that an id which is said to be a person's is not a service account's, where that would matter:
 // for types that persons alone have. Calling an account a person is then no way past the filter.
 func (d *Decider) noAccount(ctx context.Context, org, id string, st SignalType) *Verdict {
 	if st.AppliesTo != Persons {
 		return nil
+	}
+	// A deleted account is no longer found, but is no person for that: the form of its id is enough.
+	if accountID.MatchString(strings.ToLower(strings.TrimSpace(id))) {
+		return invalidSubject("the subject is said to be a person, but its id is a service account's")
 	}
 	_, bad := d.account(ctx, org, &SubjectRef{ID: id})
 	switch {
