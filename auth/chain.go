@@ -74,7 +74,7 @@ type ChainConfig struct {
 	// It runs on the request's goroutine and must not wait. May be nil.
 	OnRevokedUse func(rec Record, remote netip.Addr)
 
-	MaxKeys   int           // records in L1; 100,000 (about 0.7 KiB each)
+	MaxKeys   int           // records in L1; 100,000 (about 0.9 KB each, senders apart)
 	MaxMisses int           // remembered prefixes that do not exist; 10,000
 	MaxStale  time.Duration // how long known keys outlive contact with the database; 15 min. No less than 10 s counts
 	KeyPrefix string        // of the keys in Redis; "sluice:"
