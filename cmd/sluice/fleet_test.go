@@ -45,7 +45,7 @@ type edge struct {
 	client           *http.Client
 }
 
-// id is how the edge calls itself in the database, but for "-" and a random end.
+// id is how the edge calls itself in the database, before a random end. but for "-" and a random end.
 func (e *edge) id(t *testing.T) string {
 	host, err := os.Hostname()
 	if err != nil {

@@ -257,10 +257,18 @@ func TestRevocationWithoutThePush(t *testing.T) {
 				continue
 			}
 			lags = append(lags, p.last.Sub(asked))
+			named := false
 			for _, pending := range d.Revocation.Pending {
-				if pending.Edge == p.edge.id(t) && p.last.After(pending.Until) {
+				if !strings.HasPrefix(pending.Edge, p.edge.id(t)+"-") {
+					continue
+				}
+				named = true
+				if p.last.After(pending.Until) {
 					t.Errorf("round %d: DELETE said until %v, and a request of %v was accepted", round, pending.Until, p.last)
 				}
+			}
+			if !named {
+				t.Errorf("round %d: DELETE does not name %s among those that have not confirmed", round, p.edge.id(t))
 			}
 		}
 		f.exec("GRANT SELECT ON key_changes TO " + f.name)
