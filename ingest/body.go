@@ -159,6 +159,7 @@ func (p *bodies) read(c *charge, r io.Reader, length int) (*buffer, error) {
 	if length > p.wire {
 		return nil, errTooLarge
 	}
+	c.announced = int64(max(length, 0))
 	hint := length + 1 // and the end is seen without growing
 	if length < 0 {
 		hint = firstBuffer

@@ -14,12 +14,17 @@ var errBudget = errors.New("too many bytes of request bodies are in memory")
 const (
 	smallBody = 64 << 10 // up to here a body counts, but its key has no share to keep to
 	largeBody = 1 << 20  // from here on a body leaves the last quarter of the budget to others
+
+	// modest is what the buffers of a small body come to: as sent, decoded and copied, each from the pool. From here on a request leaves the last
+	// eighth of the budget to others.
+	modest = 4 * smallBody
 )
 
 // A budget bounds the bytes of request bodies that are in memory at once: as sent, decompressed and rewritten, over all listeners. Bytes
 // are charged as they arrive, not as they are announced, so that a client that promises much and sends little holds little.
 //
-// Who sends much must not shut out who sends little: bodies over largeBody may fill three quarters of it only, and the bodies of one key a half.
+// Who sends much must not shut out who sends little: bodies over largeBody may fill three quarters of it only, those over modest seven eighths, and the
+// bodies of one key a half. A body that announces its size is held to what it announces from its first byte.
 // A request that is its key's only one is not held to the key's share, so that any body within the limits passes an idle edge.
 type budget struct {
 	limit int64
@@ -56,26 +61,47 @@ func newBudget(limit int64, reg prometheus.Registerer) *budget {
 
 // A charge is what one request holds of the budget. The zero charge of a budget and a key holds nothing.
 type charge struct {
-	budget *budget
-	key    string // prefix
-	bytes  int64
-	shared *share // nil while the request is small
+	budget    *budget
+	key       string // prefix
+	announced int64  // the size that the body says it has; 0: it does not say
+	bytes     int64
+	shared    *share // nil while the request is small
 }
 
 // take charges n bytes more, or nothing and errBudget.
 func (c *charge) take(n int) error {
 	b, total := c.budget, c.bytes+int64(n)
 	ceiling := b.limit
-	if total > largeBody {
+	switch size := max(total, c.announced); {
+	case size > largeBody:
 		ceiling = b.limit / 4 * 3
+	case size > modest:
+		ceiling = b.limit / 8 * 7
 	}
-	if b.used.Add(int64(n)) > ceiling || total > smallBody && !c.takeShare(total) {
+	if !b.add(int64(n), ceiling) {
+		b.refusals.Inc()
+		return errBudget
+	}
+	if total > smallBody && !c.takeShare(total) {
 		b.used.Add(-int64(n))
 		b.refusals.Inc()
 		return errBudget
 	}
 	c.bytes = total
 	return nil
+}
+
+// add adds n bytes if they stay within the ceiling. What does not fit is never added, not even for a moment: others would be refused for it.
+func (b *budget) add(n, ceiling int64) bool {
+	for {
+		used := b.used.Load()
+		if used+n > ceiling {
+			return false
+		}
+		if b.used.CompareAndSwap(used, used+n) {
+			return true
+		}
+	}
 }
 
 // takeShare raises what the request holds of its key's share to total bytes.
