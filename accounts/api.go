@@ -268,7 +268,7 @@ func requestID(r *http.Request) string {
 	if _, key := auth.PrefixOf(id); requestIDPattern.MatchString(id) && !key {
 		return id
 	}
-	return newID("req", time.Now())
+	return signals.NewID("req", time.Now())
 }
 
 // by is who makes the change of this request.

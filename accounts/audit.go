@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"flowstate.inc/sluice/signals"
 )
 
 // fields is what an audit row keeps of a thing before or after a change. Only the names listed in accountFields and the literals beside each call of
@@ -100,7 +102,7 @@ func (t *tx) audit(ctx context.Context, org string, by By, ev Event) error {
 		return err
 	}
 	row := AuditEvent{
-		ID: newID("ev", t.now), Org: org, Seq: count + 1,
+		ID: signals.NewID("ev", t.now), Org: org, Seq: count + 1,
 		// Clocks of several processes differ: along the chain time never falls, so that a range of time is a range of the chain.
 		At:    fromMilli(max(t.now.UnixMilli(), at)),
 		Actor: by.Actor, Action: ev.Action, Target: ev.Target, Before: before, After: after, IP: by.IP, Via: by.Via,

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/signals"
 )
 
 // NewKey is what CreateKey needs: the key of a person or a detector. The keys of service accounts come with their account.
@@ -46,7 +47,7 @@ func (s *Store) CreateKey(ctx context.Context, by By, org string, in NewKey) (Ke
 	_, err := s.write(ctx, func(ctx context.Context, t *tx) error {
 		id := in.ID
 		if id == "" {
-			id = newID("det", t.now)
+			id = signals.NewID("det", t.now)
 		}
 		var key auth.Key
 		raw, key = auth.MintKey(in.Kind)

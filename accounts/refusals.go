@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/signals"
 )
 
 const (
@@ -56,7 +57,7 @@ func (s *Store) AddRefusals(ctx context.Context, refusals []Refusal) error {
 	_, err := s.write(ctx, func(ctx context.Context, t *tx) error {
 		rows := make([][10]any, len(refusals))
 		for i, r := range refusals {
-			rows[i] = [10]any{newID("ref", r.At), r.At.UnixMilli(), r.Code, r.Reason, r.Address, r.Prefix, r.Path, r.UserAgent, r.RequestID, r.Count}
+			rows[i] = [10]any{signals.NewID("ref", r.At), r.At.UnixMilli(), r.Code, r.Reason, r.Address, r.Prefix, r.Path, r.UserAgent, r.RequestID, r.Count}
 		}
 		list, err := json.Marshal(rows)
 		if err != nil {

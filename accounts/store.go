@@ -2,9 +2,7 @@ package accounts
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
-	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -161,17 +159,6 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-}
-
-// newID makes an id that sorts by time and cannot be guessed: the kind, then 32 hex digits (48 bits of milliseconds, 80 random bits).
-func newID(kind string, now time.Time) string {
-	var b [16]byte
-	_, _ = rand.Read(b[6:]) // never fails: crypto/rand ends the program instead
-	ms := uint64(now.UnixMilli())
-	for i := range 6 {
-		b[i] = byte(ms >> (40 - 8*i))
-	}
-	return kind + "_" + hex.EncodeToString(b[:])
 }
 
 // wrap names the step for the reader of the log; nil stays nil, and sql.ErrNoRows becomes ErrNotFound.

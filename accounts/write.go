@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/signals"
 )
 
 // MaxIdempotencyKey is how long an idempotency key may be, in bytes.
@@ -38,7 +39,7 @@ func (s *Store) CreateAccount(ctx context.Context, by By, org string, in NewAcco
 	var out Created
 	_, err = s.write(ctx, func(ctx context.Context, t *tx) error {
 		raw, key := auth.MintKey(auth.KindServiceAccount)
-		a.ID, a.KeyPrefix, a.Version = newID("sa", t.now), key.Prefix(), nextVersion(0, t)
+		a.ID, a.KeyPrefix, a.Version = signals.NewID("sa", t.now), key.Prefix(), nextVersion(0, t)
 		a.CreatedAt, a.CreatedBy, a.UpdatedAt = t.now, by.Actor, t.now
 		out = Created{Account: a, Key: raw}
 		return t.createAccount(ctx, by, a, key, idempotencyKey, body)

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,9 +30,7 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 			return nil, fmt.Errorf("redis URL: %w", err)
 		}
 		o.ContextTimeoutEnabled, o.MaxRetries = true, -1
-		orDuration(&o.DialTimeout, redisDial)
-		orDuration(&o.ReadTimeout, redisIO)
-		orDuration(&o.WriteTimeout, redisIO)
+		orDurations(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout)
 		return redis.NewFailoverClient(o), nil
 	case q.Has("addr"):
 		o, err := redis.ParseClusterURL(rawURL)
@@ -39,9 +38,7 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 			return nil, fmt.Errorf("redis URL: %w", err)
 		}
 		o.ContextTimeoutEnabled, o.MaxRetries = true, -1
-		orDuration(&o.DialTimeout, redisDial)
-		orDuration(&o.ReadTimeout, redisIO)
-		orDuration(&o.WriteTimeout, redisIO)
+		orDurations(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout)
 		return redis.NewClusterClient(o), nil
 	}
 	o, err := redis.ParseURL(rawURL)
@@ -49,9 +46,7 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 		return nil, fmt.Errorf("redis URL: %w", err)
 	}
 	o.ContextTimeoutEnabled, o.MaxRetries = true, -1
-	orDuration(&o.DialTimeout, redisDial)
-	orDuration(&o.ReadTimeout, redisIO)
-	orDuration(&o.WriteTimeout, redisIO)
+	orDurations(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout)
 	return redis.NewClient(o), nil
 }
 
@@ -60,10 +55,11 @@ const (
 	redisIO   = time.Second // an upper bound; the chain's contexts are shorter
 )
 
-func orDuration(v *time.Duration, d time.Duration) {
-	if *v == 0 {
-		*v = d
-	}
+// orDurations fills what the URL left out.
+func orDurations(dial, read, write *time.Duration) {
+	*dial = cmp.Or(*dial, redisDial)
+	*read = cmp.Or(*read, redisIO)
+	*write = cmp.Or(*write, redisIO)
 }
 
 // keepHigher writes a record, or only a version, unless the cache holds a later one. A record is a hash of v (version)

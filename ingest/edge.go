@@ -320,27 +320,21 @@ func (e *Edge) authenticate(ctx context.Context, r *request) (auth.Identity, *re
 	if r.ambiguous {
 		return auth.Identity{}, &refused{code: 401, reason: ambiguousKey, detail: "The key was sent more than once, with different values. Send one."}
 	}
-	cred, err := auth.FromHeaders(r.key, r.authorization)
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.AuthTimeout)
+	defer cancel()
+	id, err := e.cfg.Chain.AuthenticateHeaders(ctx, r.key, r.authorization, r.remote)
+	var why *auth.Refusal
 	switch {
+	case err == nil:
+		return id, nil
 	case errors.Is(err, auth.ErrNoCredentials):
 		return auth.Identity{}, &refused{code: 401, reason: noCredentials,
 			detail: "No key was sent. Set the header x-flowstate-key to a telemetry key (for OpenTelemetry: OTEL_EXPORTER_OTLP_HEADERS=x-flowstate-key=KEY)."}
-	case err != nil:
+	case errors.Is(err, auth.ErrMalformedKey):
 		return auth.Identity{}, &refused{code: 401, reason: malformedKey, detail: dead + "Request " + r.id.String() + "."}
-	}
-	ctx, cancel := context.WithTimeout(ctx, e.cfg.AuthTimeout)
-	defer cancel()
-	id, err := e.cfg.Chain.Authenticate(ctx, cred, r.remote)
-	if err == nil {
-		return id, nil
-	}
-	if errors.Is(err, auth.ErrUnknownKey) {
-		reason := unknownKey
-		var why *auth.Refusal
-		if errors.As(err, &why) {
-			reason = refusal(why.Reason)
-		}
-		e.log.Info("key refused", "request_id", r.id.String(), "prefix", cred.Key.Prefix(), "reason", string(reason), "remote", r.remote.String())
+	case errors.As(err, &why):
+		reason := refusal(why.Reason)
+		e.log.Info("key refused", "request_id", r.id.String(), "prefix", why.Prefix, "reason", string(reason), "remote", r.remote.String())
 		return auth.Identity{}, &refused{code: 401, reason: reason, detail: dead + "Request " + r.id.String() + "."}
 	}
 	return auth.Identity{}, &refused{code: 503, reason: authAway, detail: "Nobody can say whose key this is at the moment. Try again later.", retryAfter: later()}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -205,25 +204,16 @@ func newKafkaAdmin(cfg KafkaConfig, specs []TopicSpec) (*kafka.Client, func(), e
 	if err := cfg.check(); err != nil {
 		return nil, nil, err
 	}
-	mechanism, err := cfg.mechanism()
+	tr, err := cfg.Transport()
 	if err != nil {
 		return nil, nil, err
 	}
-	names, err := namesOf(specs)
+	tr.MetadataTopics, err = namesOf(specs)
 	if err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	tr := &kafka.Transport{
-		DialTimeout:    kafkaDialTimeout,
-		MetadataTTL:    adminMetadataTTL,
-		MetadataTopics: names,
-		TLS:            cfg.TLS,
-		SASL:           mechanism,
-		ClientID:       cfg.ClientID,
-		Context:        ctx,
-		Dial:           (&net.Dialer{}).DialContext,
-	}
+	tr.MetadataTTL, tr.Context = adminMetadataTTL, ctx
 	client := &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Transport: tr}
 	return client, func() { tr.CloseIdleConnections(); cancel() }, nil
 }

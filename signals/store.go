@@ -169,8 +169,8 @@ func wrap(step string, err error) error {
 	return fmt.Errorf("%s: %w", step, err)
 }
 
-// newID makes an id that sorts by time and cannot be guessed: the kind, then 32 hex digits (48 bits of milliseconds, 80 random bits).
-func newID(kind string, now time.Time) string {
+// NewID makes an id that sorts by time and cannot be guessed: the kind, then 32 hex digits (48 bits of milliseconds, 80 random bits).
+func NewID(kind string, now time.Time) string {
 	var b [16]byte
 	_, _ = rand.Read(b[6:]) // never fails: crypto/rand ends the program instead
 	ms := uint64(now.UnixMilli())

@@ -41,7 +41,7 @@ func (s *Store) CreateDraft(ctx context.Context, org string, by By, rules []Rule
 		return Draft{}, fmt.Errorf("create draft: %w", err)
 	}
 	now := s.now().UTC().Truncate(time.Millisecond)
-	d := Draft{ID: newID("pol", now), Rules: rules, CreatedAt: now, CreatedBy: by.Actor}
+	d := Draft{ID: NewID("pol", now), Rules: rules, CreatedAt: now, CreatedBy: by.Actor}
 	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		base, err := activeVersion(ctx, tx, org, "")
 		if err != nil {
