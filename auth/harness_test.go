@@ -241,6 +241,7 @@ type testRedis struct {
 	redis.UniversalClient
 	prefix string
 	proxy  *proxy
+	url    string // of the server itself, past the proxy
 }
 
 func openTestRedis(t *testing.T, url string) *testRedis {
@@ -255,7 +256,7 @@ func openTestRedis(t *testing.T, url string) *testRedis {
 		t.Fatal(err)
 	}
 	direct := redis.NewClient(o)
-	r := &testRedis{UniversalClient: client, prefix: "test-" + appendRandomString(8) + ":", proxy: p}
+	r := &testRedis{UniversalClient: client, prefix: "test-" + appendRandomString(8) + ":", proxy: p, url: url}
 	t.Cleanup(func() {
 		ctx := context.Background()
 		it := direct.Scan(ctx, 0, r.prefix+"*", 1000).Iterator()

@@ -65,8 +65,7 @@ func readOutages(t *testing.T) map[[3]string]outage {
 func outageCell(t *testing.T, r *testRedis, truth, cache proxyMode, past bool, want outage) {
 	clk := new(clockwork)
 	d := newDatabase(clk.now)
-	r.proxy.set(working)
-	r.prefix += "x" // a cache of its own
+	r = openTestRedis(t, r.url) // no connection that the cell before has cut, and a cache of its own
 	use := func(cfg *ChainConfig) {
 		r.use(cfg)
 		if truth == silent {
