@@ -1,0 +1,73 @@
+package deploy_test
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// A ruleFile is the part of a file of Prometheus rules that the tests look at.
+type ruleFile struct {
+	Groups []struct {
+		Name  string
+		Rules []rule
+	}
+}
+
+type rule struct {
+	Alert, Record, Expr string
+	Labels, Annotations map[string]string
+}
+
+func rules(t *testing.T, file string) []rule {
+	t.Helper()
+	var f ruleFile
+	readYAML(t, file, &f)
+	var out []rule
+	for _, g := range f.Groups {
+		out = append(out, g.Rules...)
+	}
+	if len(out) == 0 {
+		t.Fatalf("%s has no rules", file)
+	}
+	return out
+}
+
+func readYAML(t *testing.T, file string, into any) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(b, into); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+}
+
+// TestAlertsSayWhatToDo holds every alert to what somebody needs who is woken by it.
+func TestAlertsSayWhatToDo(t *testing.T) {
+	seen := map[string]bool{}
+	name := regexp.MustCompile(`^Sluice[A-Z][A-Za-z]+$`)
+	for _, r := range rules(t, "prometheus/alerts.yaml") {
+		if !name.MatchString(r.Alert) || seen[r.Alert] {
+			t.Errorf("alert %q: not a name of the form SluiceWhatIsWrong, or there twice", r.Alert)
+		}
+		seen[r.Alert] = true
+		switch r.Labels["severity"] {
+		case "critical", "warning", "info":
+		default:
+			t.Errorf("%s: severity %q", r.Alert, r.Labels["severity"])
+		}
+		for _, a := range []string{"summary", "description"} {
+			if r.Annotations[a] == "" {
+				t.Errorf("%s has no %s", r.Alert, a)
+			}
+		}
+		if want := "https://flowstate.inc/sluice/docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook_url"] != want {
+			t.Errorf("%s: runbook_url is %q, want %s", r.Alert, r.Annotations["runbook_url"], want)
+		}
+	}
+}
