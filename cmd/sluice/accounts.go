@@ -43,7 +43,7 @@ func (a *adminFlags) register(cmd *cobra.Command) {
 	a.cfg.storeFlags(f)
 	f.StringVar(&a.org, "org", "", "org (default: the only one)")
 	f.BoolVar(&a.asJSON, "json", false, "print what the admin API answers")
-	fromEnvironment(cmd)
+	layered(cmd)
 }
 
 // do runs one call and prints its answer: raw with --json, else by show.

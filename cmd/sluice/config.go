@@ -1,24 +1,23 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"flowstate.inc/sluice/auth"
 )
 
 // A config is everything that can be set from outside. Each field is a flag, the flag's name in upper case with underscores and
-// SLUICE_ before it is its environment variable, and a secret may also come from a file (flag NAME-file, or SLUICE_NAME_FILE). A flag wins
-// over the environment, the environment over the default.
+// SLUICE_ before it is its environment variable, the flag's name its key in the file of --config, and a secret may also stand in a file of its own
+// (flag NAME-file, or SLUICE_NAME_FILE). A flag wins over the environment, the environment over the file, the file over the default.
 type config struct {
 	edgeAddr, grpcAddr, adminAddr, opsAddr, kafkaAddr string
 	edgeURL, consoleURL                               string
@@ -132,66 +131,15 @@ func (c *config) signInFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.oidcCookieSecret, "oidc-cookie-secret", "", "32 random bytes or more, the same for all admin processes behind one address (secret: also --oidc-cookie-secret-file)")
 }
 
-// secretFlags may also come from files.
-var secretFlags = []string{"postgres-url", "redis-url", "kafka-password", "oidc-client-secret", "oidc-cookie-secret"}
-
-// envName is the environment variable of a flag.
-func envName(flag string) string {
-	return "SLUICE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-}
-
-// fromEnvironment adds the file form of each secret and fills the flags that were not given from the environment.
-func fromEnvironment(cmd *cobra.Command) {
-	for _, name := range secretFlags {
-		if cmd.Flags().Lookup(name) != nil {
-			cmd.Flags().String(name+"-file", "", "file that holds --"+name)
-		}
-	}
-	next := cmd.PreRunE
-	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
-		var err error
-		cmd.Flags().VisitAll(func(f *pflag.Flag) {
-			value, ok := os.LookupEnv(envName(f.Name))
-			if err != nil || f.Changed || f.Name == "help" || !ok {
-				return
-			}
-			if e := cmd.Flags().Set(f.Name, value); e != nil {
-				err = usagef("%s: %w", envName(f.Name), e)
-			}
-		})
-		if err != nil {
-			return err
-		}
-		for _, name := range secretFlags {
-			f, file := cmd.Flags().Lookup(name), cmd.Flags().Lookup(name+"-file")
-			if f == nil || file == nil || file.Value.String() == "" {
-				continue
-			}
-			if f.Changed {
-				return usagef("--%s and --%s-file are both set: give one", name, name)
-			}
-			b, err := os.ReadFile(file.Value.String())
-			if err != nil {
-				return usagef("--%s-file: %w", name, err)
-			}
-			if err := cmd.Flags().Set(name, strings.TrimSpace(string(b))); err != nil {
-				return usagef("--%s-file: %w", name, err)
-			}
-		}
-		if next != nil {
-			return next(cmd, args)
-		}
-		return nil
-	}
-}
-
-// check refuses what can never work, before anything starts. A message names the flag and never a secret's value.
+// check refuses what can never work, before anything starts, and names all of it. A message names the flag and never a secret's value.
 func (c *config) check() error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, a := range []struct{ flag, addr string }{
 		{"edge-addr", c.edgeAddr}, {"grpc-addr", c.grpcAddr}, {"admin-addr", c.adminAddr}, {"ops-addr", c.opsAddr},
 	} {
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
-			return usagef("--%s: %w (use host:port, or :port)", a.flag, err)
+			wrong("--%s: %w (use host:port, or :port)", a.flag, err)
 		}
 	}
 	for _, u := range []struct{ flag, url string }{{"edge-url", c.edgeURL}, {"console-url", c.consoleURL}} {
@@ -200,51 +148,52 @@ func (c *config) check() error {
 		}
 		p, err := url.Parse(u.url)
 		if err != nil || p.Host == "" || (p.Scheme != "http" && p.Scheme != "https") {
-			return usagef("--%s: %q is not an http or https URL", u.flag, u.url)
+			wrong("--%s: %q is not an http or https URL", u.flag, u.url)
 		}
 	}
 	for _, b := range c.kafkaBrokers {
 		if _, _, err := net.SplitHostPort(b); err != nil {
-			return usagef("--kafka-brokers: %w (use host:port)", err)
+			wrong("--kafka-brokers: %w (use host:port)", err)
 		}
 	}
 	switch c.kafkaSASL {
 	case "", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
 	default:
-		return usagef("--kafka-sasl: %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.kafkaSASL)
+		wrong("--kafka-sasl: %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.kafkaSASL)
 	}
 	if c.kafkaSASL != "" && (c.kafkaUser == "" || c.kafkaPassword == "") {
-		return usagef("--kafka-sasl needs --kafka-user and --kafka-password")
+		wrong("--kafka-sasl needs --kafka-user and --kafka-password")
 	}
 	if _, err := c.proxies(); err != nil {
-		return err
+		errs = append(errs, err)
 	}
 	for _, r := range c.roles {
 		if !slices.Contains(allRoles, r) {
-			return usagef("--roles: %q is not one of %s", r, strings.Join(allRoles, ", "))
+			wrong("--roles: %q is not one of %s", r, strings.Join(allRoles, ", "))
 		}
 	}
 	if c.authMaxStale < 0 || c.maxRequestBytes <= 0 || c.maxDecodedBytes <= 0 || c.maxInflightBytes <= 0 {
-		return usagef("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
+		wrong("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
 	}
-	if err := c.spool.check(); err != nil {
-		return err
-	}
+	errs = append(errs, c.spool.check())
 	if c.maxConnections <= 0 || c.maxBodyBytes < 4*int64(max(c.maxRequestBytes, c.maxDecodedBytes)) {
-		return usagef("--max-connections must be positive, and --max-body-bytes at least 4 times --max-request-bytes and --max-decoded-bytes")
+		wrong("--max-connections must be positive, and --max-body-bytes at least 4 times --max-request-bytes and --max-decoded-bytes")
 	}
 	if (c.tlsCert == "") != (c.tlsKey == "") {
-		return usagef("--tls-cert and --tls-key go together")
+		wrong("--tls-cert and --tls-key go together")
 	}
 	if c.proxyProtocol && len(c.trustedProxies) == 0 {
-		return usagef("--proxy-protocol needs --trusted-proxies: whose PROXY header is to be believed")
+		wrong("--proxy-protocol needs --trusted-proxies: whose PROXY header is to be believed")
 	}
 	seen := map[string]bool{}
 	for _, t := range c.topics.all() {
 		if t == "" || seen[t] {
-			return usagef("--topic-*: topics need names, each its own; got %q", t)
+			wrong("--topic-*: topics need names, each its own; got %q", t)
 		}
 		seen[t] = true
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &usageError{err}
 	}
 	return nil
 }

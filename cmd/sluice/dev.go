@@ -75,7 +75,7 @@ func newDevCommand() *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "print one JSON line when ready, and nothing else")
 	cfg.topics = topics{"otlp_logs", "otlp_spans", "otlp_metrics", "ai_signals", "ai_signals_dlq"}
 	cfg.partitions, cfg.replication = 3, 1
-	fromEnvironment(cmd)
+	layered(cmd)
 	return cmd
 }
 

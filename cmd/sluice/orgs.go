@@ -100,7 +100,7 @@ func storeCommand(cmd *cobra.Command, asJSON *bool, run func(context.Context, *a
 	}
 	cfg.storeFlags(cmd.Flags())
 	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON")
-	fromEnvironment(cmd)
+	layered(cmd)
 	return cmd
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
@@ -26,19 +27,15 @@ func newServeCommand() *cobra.Command {
 			"was taken, and exits with status 3 where records are left in the spool; a second signal hurries it.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, need := range []struct{ flag, value string }{
-				{"postgres-url", cfg.postgresURL}, {"redis-url", cfg.redisURL}, {"kafka-brokers", strings.Join(cfg.kafkaBrokers, ",")},
-			} {
-				if need.value == "" {
-					return usagef("--%s (or %s) is needed", need.flag, envName(need.flag))
-				}
-			}
-			if err := cfg.check(); err != nil {
+			if err := cfg.checkServe(); err != nil {
 				return err
 			}
 			log, err := newLogger(cmd.ErrOrStderr(), cfg.logLevel, cfg.logFormat)
 			if err != nil {
 				return err
+			}
+			for _, name := range strangers(cmd.Root()) {
+				log.Warn("nothing reads this environment variable", "variable", name)
 			}
 			shared, err := auth.OpenRedis(cfg.redisURL)
 			if err != nil {
@@ -72,18 +69,22 @@ func newServeCommand() *cobra.Command {
 			})
 		},
 	}
-	f := cmd.Flags()
-	cfg.listenFlags(f, "")
-	cfg.serverFlags(f)
-	cfg.signInFlags(f)
-	cfg.spoolFlags(f)
-	cfg.stopFlags(f, 5*time.Second)
-	cfg.storeFlags(f)
-	cfg.kafkaFlags(f)
-	f.StringVar(&cfg.redisURL, "redis-url", "", "Redis, as redis://user:password@host:6379/0, rediss:// for TLS (secret: also --redis-url-file)")
-	f.StringSliceVar(&cfg.roles, "roles", allRoles, "what this process does, comma-separated: "+strings.Join(allRoles, ", "))
-	fromEnvironment(cmd)
+	cfg.serveFlags(cmd.Flags())
+	layered(cmd)
 	return cmd
+}
+
+// serveFlags are all that serve takes.
+func (c *config) serveFlags(f *pflag.FlagSet) {
+	c.listenFlags(f, "")
+	c.serverFlags(f)
+	c.signInFlags(f)
+	c.spoolFlags(f)
+	c.stopFlags(f, 5*time.Second)
+	c.storeFlags(f)
+	c.kafkaFlags(f)
+	f.StringVar(&c.redisURL, "redis-url", "", "Redis, as redis://user:password@host:6379/0, rediss:// for TLS (secret: also --redis-url-file)")
+	f.StringSliceVar(&c.roles, "roles", allRoles, "what this process does, comma-separated: "+strings.Join(allRoles, ", "))
 }
 
 // logListening says where the process can be reached.
@@ -141,7 +142,7 @@ func newMigrateCommand() *cobra.Command {
 	f.StringVar(&cfg.postgresURL, "postgres-url", "", "PostgreSQL, as postgres://user:password@host:5432/database (secret: also --postgres-url-file)")
 	cfg.kafkaFlags(f)
 	cfg.topicFlags(f)
-	fromEnvironment(cmd)
+	layered(cmd)
 	return cmd
 }
 

@@ -263,7 +263,7 @@ func newSpoolDrain() *cobra.Command {
 	f.StringVar(&cfg.logLevel, "log-level", "warn", "debug, info, warn or error")
 	f.StringVar(&cfg.logFormat, "log-format", "auto", "json, text, or auto: text on a terminal")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	fromEnvironment(cmd)
+	layered(cmd)
 	needsDir(cmd, &dir)
 	return cmd
 }

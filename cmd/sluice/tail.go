@@ -83,7 +83,7 @@ func newTailCommand() *cobra.Command {
 	f.BoolVar(&fromStart, "from-beginning", false, "begin with the oldest message kept")
 	f.StringSliceVar(&only, "topic", nil, "topics to follow (default: logs, spans, metrics and signals)")
 	f.IntVarP(&count, "count", "n", 0, "stop after so many messages (0: never)")
-	fromEnvironment(cmd)
+	layered(cmd)
 	return cmd
 }
 
