@@ -3,7 +3,6 @@ package ingest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -242,8 +241,11 @@ func (d *Drain) settleProbes() {
 // settleProbe lets the partition go when the message got through; what was passed over meanwhile is read again.
 func (d *Drain) settleProbe(r probeResult) {
 	d.underway--
-	if h := d.held[r.partition]; errors.Is(r.outcome.err, context.Canceled) {
-		h.probing = false // the drain ends: it told nothing
+	if errors.Is(r.outcome.err, context.Canceled) {
+		// The drain ends: it told nothing. The hold may be another one by now, or none.
+		if h := d.held[r.partition]; h != nil {
+			h.probing = false
+		}
 		return
 	}
 	delete(d.held, r.partition)
@@ -331,7 +333,9 @@ func (s *Sink) replay(ctx context.Context, id partitionID, records []spool.Recor
 		for i := range records {
 			messages[i] = replayed(&records[i])
 		}
+		began := time.Now()
 		err := s.producer.Produce(ctx, messages)
+		waited := time.Since(began)
 		sent, retry := readResult(err, len(messages))
 		var left []spool.Record
 		for i, f := range sent {
@@ -341,51 +345,19 @@ func (s *Sink) replay(ctx context.Context, id partitionID, records []spool.Recor
 				out.bytes += recordSize(&messages[i])
 			case neverFits:
 				out.refused = append(out.refused, parked{records[i], "too large for Kafka: " + strconv.Itoa(MessageSize(&messages[i])) + " bytes"})
+			case neverTaken:
+				out.refused = append(out.refused, parked{records[i], "invalid to Kafka"})
 			default:
 				left = append(left, records[i])
 			}
 		}
-		var away *UnavailableError
-		if rejected := errors.As(err, &away) && away.Kind == KindRejected; rejected && len(left) > 0 {
-			// Which one it is shows when each comes alone.
-			return s.replaySingly(ctx, id, left, err, out)
-		}
-		s.learn(id, err, true)
+		s.learn(id, err, waited, true)
 		if !retry {
 			out.left, out.err = left, err
 			return out
 		}
 		records = left
 	}
-	return out
-}
-
-// replaySingly sends records one at a time, because one of them is invalid to Kafka.
-func (s *Sink) replaySingly(ctx context.Context, id partitionID, records []spool.Record, err error, out replayOutcome) replayOutcome {
-	for i := range records {
-		if len(records) > 1 {
-			m := replayed(&records[i])
-			err = s.producer.Produce(ctx, []Message{m})
-			if err == nil {
-				out.bytes += recordSize(&m)
-			}
-		}
-		var away *UnavailableError
-		var large *TooLargeError
-		switch {
-		case err == nil:
-			out.acked = append(out.acked, records[i])
-		case errors.As(err, &large):
-			out.refused = append(out.refused, parked{records[i], "too large for Kafka"})
-		case errors.As(err, &away) && away.Kind == KindRejected:
-			out.refused = append(out.refused, parked{records[i], fmt.Sprintf("refused by Kafka: %v", away.Err)})
-		default:
-			s.learn(id, err, true)
-			out.left, out.err = records[i:], err
-			return out
-		}
-	}
-	s.learn(id, nil, true)
 	return out
 }
 

@@ -58,7 +58,7 @@ type batch struct {
 	notes    noteList // what an answer says about them, at most maxNotes
 	unnoted  int      // records beyond those
 	filtered []signals.Verdict
-	tooLarge []int // the places in the request of events that Kafka itself refused as too large
+	refused  []invalidItem // events that Kafka itself refused for good, by their places in the request
 }
 
 // carried is what one message carries.
@@ -94,6 +94,14 @@ func (b *batch) reject(kind, what string, o signals.Outcome, reason signals.Reas
 		return
 	}
 	b.unnoted += n
+}
+
+// refuse takes down a message that Kafka itself will never take.
+func (b *batch) refuse(c carried, reason signals.Reason, detail string) {
+	b.reject(c.kind, c.kind, signals.Invalid, reason, detail, c.records)
+	if c.kind == kindSignals {
+		b.refused = append(b.refused, invalidItem{c.index, reason, detail})
+	}
 }
 
 func (b *batch) add(m Message, c carried) {
@@ -300,15 +308,14 @@ func (e *Edge) produce(ctx context.Context, b *batch, key string, received time.
 		for i, m := range messages {
 			c := carry[i]
 			switch {
-			case err != nil || fates[i] != neverFits:
+			case err != nil || fates[i] != neverFits && fates[i] != neverTaken:
 				done = append(done, ended{c, fates[i]})
 			case c.payload != 0 && c.records > 1:
 				b.split(m, c, len(m.Value)/2)
+			case fates[i] == neverTaken:
+				b.refuse(c, signals.Refused, invalidToKafka)
 			default:
-				b.reject(c.kind, c.kind, signals.Invalid, signals.TooLarge, tooLargeForKafka, c.records)
-				if c.kind == kindSignals {
-					b.tooLarge = append(b.tooLarge, c.index)
-				}
+				b.refuse(c, signals.TooLarge, tooLargeForKafka)
 			}
 		}
 		if err != nil {
@@ -318,7 +325,10 @@ func (e *Edge) produce(ctx context.Context, b *batch, key string, received time.
 	return done, nil
 }
 
-const tooLargeForKafka = "a single record is larger than Kafka takes"
+const (
+	tooLargeForKafka = "a single record is larger than Kafka takes"
+	invalidToKafka   = "Kafka refuses it as invalid, and would again"
+)
 
 func unavailable(err error) *refused {
 	f := &refused{code: 503, reason: kafkaAway, retryAfter: later(), detail: "The records could not be made durable in time. Try again later."}

@@ -22,8 +22,12 @@ func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) er
 	if v.Outcome == signals.Accepted {
 		var fates []fate
 		fates, err = e.cfg.Sink.deliver(ctx, p.KeyPrefix, []Message{e.signalMessage(v.Event)})
-		if err == nil && fates[0] == neverFits {
+		switch {
+		case err != nil:
+		case fates[0] == neverFits:
 			err = errors.New(tooLargeForKafka)
+		case fates[0] == neverTaken:
+			err = errors.New(invalidToKafka)
 		}
 		if err != nil {
 			v.Outcome = signals.Unavailable

@@ -191,7 +191,7 @@ func NewProducer(cfg ProducerConfig) (*Producer, error) {
 // Produce writes msgs and returns when all of them are acknowledged by all in-sync replicas (nil), or when that has failed,
 // Timeout has passed or ctx has ended. The end of ctx ends the wait, not the attempt. Errors:
 //
-//   - *TooLargeError: some messages are too large for Kafka; it says which, and whether the others are written;
+//   - *RefusedError: Kafka will never take some messages; it says which, and whether the others are written;
 //   - ErrOverloaded: too many bytes wait already; nothing was written;
 //   - ErrKafkaUnavailable, always as *UnavailableError: some may be written, others not.
 //
@@ -239,7 +239,7 @@ func (p *Producer) checkSizes(msgs []Message) error {
 		return nil
 	}
 	p.metrics.failed(KindTooLarge, len(large))
-	return &TooLargeError{Index: large[0], Indexes: large}
+	return &RefusedError{TooLarge: large}
 }
 
 // Healthy says whether Kafka looks able to take messages now, without asking it: an error when no broker has answered

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/segmentio/kafka-go"
 )
@@ -25,6 +26,10 @@ var (
 	errNoMetadata = errors.New("no broker has told us the leaders yet")
 	errNoAnswer   = errors.New("the broker's answer does not name the partition")
 	errNoLeader   = errors.New("the partition has no leader")
+
+	// of one message that came alone; its call makes them a RefusedError
+	errTooLargeAlone = errors.New("the message is too large")
+	errInvalidAlone  = errors.New("the message is invalid to the broker")
 )
 
 // stillAway is why a call was not even tried.
@@ -77,8 +82,8 @@ type UnavailableError struct {
 	MaybeWritten bool // an attempt was made: the message may be in Kafka all the same
 	Err          error
 
-	// Acked are the messages of the call, by place and ascending, that are acknowledged all the same; TooLarge those that never will be.
-	Acked, TooLarge []int
+	// Acked are the messages of the call, by place and ascending, that are acknowledged all the same; TooLarge and Rejected those that never will be.
+	Acked, TooLarge, Rejected []int
 }
 
 // Error says what happened and, where somebody can do something about it, what.
@@ -107,20 +112,30 @@ func (e *UnavailableError) Unwrap() []error {
 	return []error{ErrKafkaUnavailable, e.Err}
 }
 
-// A TooLargeError names the messages of a call that are too large for Kafka, whoever found out.
-type TooLargeError struct {
-	Index   int   // the first of them, in the call's msgs
-	Indexes []int // all of them, ascending
+// A RefusedError names the messages of a call that Kafka will never take, whoever found out; by place in the call's msgs and ascending.
+type RefusedError struct {
+	TooLarge []int // over the limit on one message
+	Rejected []int // invalid to the broker for what they are
 
 	// Acked says what became of the others: true means they are acknowledged, false that nothing of the call was sent.
 	Acked bool
 }
 
-func (e *TooLargeError) Error() string {
-	if len(e.Indexes) > 1 {
-		return fmt.Sprintf("kafka: message %d and %d others are too large", e.Index, len(e.Indexes)-1)
+func (e *RefusedError) Error() string {
+	var said []string
+	for _, r := range []struct {
+		places []int
+		why    string
+	}{{e.TooLarge, "too large"}, {e.Rejected, "invalid to the broker"}} {
+		switch len(r.places) {
+		case 0:
+		case 1:
+			said = append(said, fmt.Sprintf("message %d is %s", r.places[0], r.why))
+		default:
+			said = append(said, fmt.Sprintf("message %d and %d others are %s", r.places[0], len(r.places)-1, r.why))
+		}
 	}
-	return fmt.Sprintf("kafka: message %d is too large", e.Index)
+	return "kafka: " + strings.Join(said, "; ")
 }
 
 // kindOf sorts an error of a dial, a request or a broker's answer into the closed list.
@@ -160,7 +175,7 @@ func kindOfCode(code kafka.Error) ErrorKind {
 		return KindAuthorization
 	case kafka.MessageSizeTooLarge, kafka.RecordListTooLarge:
 		return KindTooLarge
-	case kafka.InvalidRecord, kafka.InvalidTimestamp:
+	case kafka.InvalidRecord:
 		return KindRejected
 	case kafka.RequestTimedOut:
 		return KindTimeout

@@ -225,9 +225,9 @@ func TestProduceTooLargeForTheBroker(t *testing.T) {
 				}
 				msgs[3].Value, msgs[11].Value = make([]byte, 5000), make([]byte, 6000)
 				err := p.Produce(context.Background(), msgs)
-				var large *TooLargeError
-				if !errors.As(err, &large) || large.Index != 3 || fmt.Sprint(large.Indexes) != "[3 11]" || !large.Acked {
-					t.Errorf("got %v (%+v), want messages 3 and 11 to be too large", err, large)
+				var refused *RefusedError
+				if !errors.As(err, &refused) || fmt.Sprint(refused.TooLarge) != "[3 11]" || !refused.Acked {
+					t.Errorf("got %v (%+v), want messages 3 and 11 to be too large", err, refused)
 				}
 			})
 		}

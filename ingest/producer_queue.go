@@ -40,6 +40,7 @@ type produceCall struct {
 	left    bool  // nobody waits any more
 	err     error // the first failure
 	large   []int // messages that are too large
+	invalid []int // messages that the broker will not have for what they are
 
 	acked []bool // by message
 }
@@ -152,9 +153,8 @@ func (c *produceCall) result() error {
 		c.tell(&e)
 		return &e
 	}
-	if len(c.large) > 0 {
-		slices.Sort(c.large)
-		return &TooLargeError{Index: c.large[0], Indexes: slices.Clone(c.large), Acked: true}
+	if len(c.large)+len(c.invalid) > 0 {
+		return &RefusedError{TooLarge: ascending(c.large), Rejected: ascending(c.invalid), Acked: true}
 	}
 	return nil
 }
@@ -166,8 +166,10 @@ func (c *produceCall) tell(e *UnavailableError) {
 			e.Acked = append(e.Acked, i)
 		}
 	}
-	e.TooLarge = slices.Sorted(slices.Values(c.large))
+	e.TooLarge, e.Rejected = ascending(c.large), ascending(c.invalid)
 }
+
+func ascending(places []int) []int { return slices.Sorted(slices.Values(places)) }
 
 // leave ends a call that is not waited for any more; its messages go on without it.
 func (p *Producer) leave(c *produceCall, kind ErrorKind, cause error) error {
@@ -340,10 +342,16 @@ func (p *Producer) failBatch(bt *produceBatch, cause error) {
 // decide says what became of one message; the last one of a call ends it.
 func (p *Producer) decide(e *produceEntry, err error) {
 	c := e.call
-	if _, large := err.(*TooLargeError); large {
+	switch err {
+	case nil:
+	case errTooLargeAlone:
 		c.large = append(c.large, int(e.index))
-	} else if err != nil && c.err == nil {
-		c.err = err
+	case errInvalidAlone:
+		c.invalid = append(c.invalid, int(e.index))
+	default:
+		if c.err == nil {
+			c.err = err
+		}
 	}
 	if err == nil {
 		c.acked[e.index] = true

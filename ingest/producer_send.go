@@ -400,9 +400,9 @@ func (p *Producer) single(bt *produceBatch, code kafka.Error) {
 	p.metrics.failed(kind, 1)
 	p.say("refused "+bt.part.topic+string(kind), "kafka refuses a message for what it is",
 		slog.String("topic", bt.part.topic), slog.Int("bytes", int(bt.entries[0].size)), slog.Any("error", code))
-	var err error = &TooLargeError{}
-	if kind != KindTooLarge {
-		err = &UnavailableError{Topic: bt.part.topic, Kind: kind, Err: code}
+	err := errTooLargeAlone
+	if kind == KindRejected {
+		err = errInvalidAlone
 	}
 	p.decide(&bt.entries[0], err)
 	p.putBatch(bt)

@@ -70,8 +70,8 @@ func TestProduceTooLargeForUs(t *testing.T) {
 	p := startProducer(t, brokersOf(c))
 	msgs := []Message{message(testTopic, "a", "small"), {Topic: testTopic, Value: make([]byte, DefaultMaxMessageBytes)}}
 	err := p.Produce(context.Background(), msgs)
-	var large *TooLargeError
-	if !errors.As(err, &large) || large.Index != 1 || large.Acked {
+	var refused *RefusedError
+	if !errors.As(err, &refused) || fmt.Sprint(refused.TooLarge) != "[1]" || refused.Acked {
 		t.Fatalf("got %v, want message 1 to be too large and nothing sent", err)
 	}
 	if records := read(t, c.ListenAddrs(), testTopic, 0); len(records) != 0 {

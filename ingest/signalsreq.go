@@ -66,10 +66,8 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 	if fail := e.forward(ctx, b, id, r.received); fail != nil {
 		return e.refuse(r, rt, *fail)
 	}
-	for _, i := range b.tooLarge {
-		answer.Accepted--
-		answer.Invalid = append(answer.Invalid, invalidItem{i, signals.TooLarge, tooLargeForKafka})
-	}
+	answer.Accepted -= len(b.refused)
+	answer.Invalid = append(answer.Invalid, b.refused...)
 	out, err := json.Marshal(answer)
 	if err != nil {
 		panic("BUG: answer does not marshal: " + err.Error())

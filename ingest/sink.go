@@ -77,10 +77,11 @@ func NewSink(cfg SinkConfig) *Sink {
 type fate uint8
 
 const (
-	notKept   fate = iota // neither in Kafka, for all we know, nor in the spool
-	inKafka               // acknowledged by all in-sync replicas
-	inSpool               // fsynced
-	neverFits             // too large for Kafka as it is
+	notKept    fate = iota // neither in Kafka, for all we know, nor in the spool
+	inKafka                // acknowledged by all in-sync replicas
+	inSpool                // fsynced
+	neverFits              // too large for Kafka as it is
+	neverTaken             // invalid to Kafka for what it is
 )
 
 // errSpool is why messages that Kafka did not take were not kept either.
@@ -173,7 +174,9 @@ func (s *Sink) toPartition(ctx context.Context, g partitionGroup, messages []Mes
 				batch[i] = messages[at]
 			}
 		}
+		began := time.Now()
 		err := s.producer.Produce(ctx, batch)
+		waited := time.Since(began)
 		sent, retry := readResult(err, len(batch))
 		for i, f := range sent {
 			fates[places[i]] = f
@@ -182,7 +185,7 @@ func (s *Sink) toPartition(ctx context.Context, g partitionGroup, messages []Mes
 			places = slices.DeleteFunc(slices.Clone(places), func(at int) bool { return fates[at] == neverFits })
 			continue
 		}
-		s.learn(g.partition, err, probe)
+		s.learn(g.partition, err, waited, probe)
 		if err != nil && slices.Contains(sent, notKept) {
 			return err
 		}
@@ -195,36 +198,37 @@ func (s *Sink) toPartition(ctx context.Context, g partitionGroup, messages []Mes
 // readResult says what a call of Produce tells of each of its n messages; retry means that all but those that never fit are to be sent again.
 func readResult(err error, n int) (sent []fate, retry bool) {
 	sent = make([]fate, n)
-	var large *TooLargeError
+	set := func(places []int, f fate) {
+		for _, i := range places {
+			sent[i] = f
+		}
+	}
+	var refused *RefusedError
 	var away *UnavailableError
 	switch {
 	case err == nil:
 		for i := range sent {
 			sent[i] = inKafka
 		}
-	case errors.As(err, &large):
-		if large.Acked {
+	case errors.As(err, &refused):
+		if refused.Acked {
 			for i := range sent {
 				sent[i] = inKafka
 			}
 		}
-		for _, i := range large.Indexes {
-			sent[i] = neverFits
-		}
-		return sent, !large.Acked
+		set(refused.TooLarge, neverFits)
+		set(refused.Rejected, neverTaken)
+		return sent, !refused.Acked
 	case errors.As(err, &away):
-		for _, i := range away.Acked {
-			sent[i] = inKafka
-		}
-		for _, i := range away.TooLarge {
-			sent[i] = neverFits
-		}
+		set(away.Acked, inKafka)
+		set(away.TooLarge, neverFits)
+		set(away.Rejected, neverTaken)
 	}
 	return sent, false
 }
 
-// learn keeps what a call has told about the partition.
-func (s *Sink) learn(part partitionID, err error, probe bool) {
+// learn keeps what a call that waited so long has told about the partition.
+func (s *Sink) learn(part partitionID, err error, waited time.Duration, probe bool) {
 	if s.cfg.Spool == nil {
 		return // there is nowhere else to send it
 	}
@@ -234,14 +238,17 @@ func (s *Sink) learn(part partitionID, err error, probe bool) {
 		if s.breakers.heal(part) {
 			s.log.Info("kafka partition takes messages again", "topic", part.topic, "partition", part.index)
 		}
-	case errors.As(err, &away) && away.Kind != KindRejected && away.Kind != KindClosed && !errors.Is(err, context.Canceled):
+	case errors.As(err, &away) && away.Kind == KindCancelled && waited < s.producer.cfg.Timeout/2:
+		// The request was late by itself: its time was over before Kafka had its own.
+		s.breakers.inconclusive(part, probe)
+	case errors.As(err, &away) && away.Kind != KindClosed && !errors.Is(err, context.Canceled):
 		if s.breakers.trip(part, time.Now()) {
 			s.metrics.trips.Inc()
 			if s.said.allow("sick " + part.topic) {
 				s.log.Warn("kafka partition does not take messages, they go to the spool", "topic", part.topic, "partition", part.index, "error", err)
 			}
 		}
-	default: // too much under way, a message that nobody would take, or the end: nothing about the partition
+	default: // too much under way, messages that nobody would take, or the end: nothing about the partition
 		s.breakers.inconclusive(part, probe)
 	}
 }

@@ -93,6 +93,66 @@ func TestSinkWithoutTrouble(t *testing.T) {
 	}
 }
 
+// A request whose time is over, or nearly, when it comes to Kafka says nothing about the partition; one that waited for its own says that it is sick.
+func TestSinkLateRequest(t *testing.T) {
+	c := newFake(t)
+	f := newFreezer(c)
+	pc := brokersOf(c)
+	pc.Timeout = 2 * time.Second
+	log := openSpool(t, spool.Config{})
+	s := startSink(t, pc, SinkConfig{Spool: log})
+	key := keyIn(2, 6)
+	part := partitionID{testTopic, 2}
+	deliver := func(within time.Duration) (fate, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		defer cancel()
+		fates, err := s.deliver(ctx, "fsk_one", []Message{message(testTopic, key, within.String())})
+		return fates[0], err
+	}
+	if f, err := s.deliverOne(key, "well"); f != inKafka || err != nil {
+		t.Fatalf("%v %v", f, err)
+	}
+	if f, err := deliver(-time.Second); f != inSpool || err != nil {
+		t.Fatalf("a request whose time is over: %v %v", f, err)
+	}
+	f.frozen[0].Store(true)
+	if f, err := deliver(50 * time.Millisecond); f != inSpool || err != nil {
+		t.Fatalf("a request whose time is nearly over: %v %v", f, err)
+	}
+	f.frozen[0].Store(false)
+	if s.breakers.sick(part) {
+		t.Error("a late request made the partition sick")
+	}
+	eventually(t, "the request that was late is through", func() bool { return s.producer.undecided() == 0 })
+	if f, err := s.deliverOne(key, "still well"); f != inKafka || err != nil {
+		t.Errorf("the next request: %v %v", f, err)
+	}
+	f.frozen[0].Store(true)
+	defer f.frozen[0].Store(false)
+	if f, err := deliver(1900 * time.Millisecond); f != inSpool || err != nil {
+		t.Fatalf("a request that waited: %v %v", f, err)
+	}
+	if !s.breakers.sick(part) {
+		t.Error("a request that waited for its time did not make the partition sick")
+	}
+}
+
+// What the broker calls invalid is invalid for good; its neighbours are well, and so is the partition.
+func TestSinkInvalidToKafka(t *testing.T) {
+	c := newFake(t)
+	refusePoison(c)
+	log := openSpool(t, spool.Config{})
+	s := startSink(t, brokersOf(c), SinkConfig{Spool: log})
+	key := keyIn(2, 6)
+	fates, err := s.deliver(t.Context(), "k", []Message{message(testTopic, key, "a"), message(testTopic, key, "poison"), message(testTopic, key, "c")})
+	if err != nil || fmt.Sprint(fates) != fmt.Sprint([]fate{inKafka, neverTaken, inKafka}) {
+		t.Fatalf("%v %v", fates, err)
+	}
+	if st := log.Stats(); st.Records != 0 || s.breakers.sick(partitionID{testTopic, 2}) {
+		t.Errorf("%d records in the spool, sick: %v", st.Records, s.breakers.sick(partitionID{testTopic, 2}))
+	}
+}
+
 // One sick partition neither fills the spool with the others' messages nor slows them, is probed once a second, and its messages arrive in order.
 func TestSinkSickPartition(t *testing.T) {
 	c := newFake(t)

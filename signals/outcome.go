@@ -26,13 +26,14 @@ const (
 	AbuseDetectionOff Reason = "abuse_detection_off"
 
 	// invalid
-	Malformed      Reason = "malformed"       // not of the shape documented
-	BadType        Reason = "bad_type"        // missing, or not of the form ^[a-z][a-z0-9_]{0,63}$ after normalisation
-	BadSeverity    Reason = "bad_severity"    // not INFO, WARN or BLOCK
-	BadSubject     Reason = "bad_subject"     // a subject that this key may not name, or that does not exist
-	DuplicateField Reason = "duplicate_field" // an attribute or member given twice
-	TooLarge       Reason = "too_large"       // over the limits on one record
-	TooDeep        Reason = "too_deep"        // details nested deeper than allowed
+	Malformed      Reason = "malformed"        // not of the shape documented
+	BadType        Reason = "bad_type"         // missing, or not of the form ^[a-z][a-z0-9_]{0,63}$ after normalisation
+	BadSeverity    Reason = "bad_severity"     // not INFO, WARN or BLOCK
+	BadSubject     Reason = "bad_subject"      // a subject that this key may not name, or that does not exist
+	DuplicateField Reason = "duplicate_field"  // an attribute or member given twice
+	TooLarge       Reason = "too_large"        // over the limits on one record
+	TooDeep        Reason = "too_deep"         // details nested deeper than allowed
+	Refused        Reason = "refused_by_kafka" // the broker calls it invalid, and would again
 
 	// unavailable
 	KafkaAway   Reason = "kafka_unavailable"
@@ -46,6 +47,6 @@ const (
 var Reasons = map[Outcome][]Reason{
 	Accepted:    {InKafka, InSpool},
 	Filtered:    {PersonsOnly, ServicesOnly, AbuseDetectionOff},
-	Invalid:     {Malformed, BadType, BadSeverity, BadSubject, DuplicateField, TooLarge, TooDeep},
+	Invalid:     {Malformed, BadType, BadSeverity, BadSubject, DuplicateField, TooLarge, TooDeep, Refused},
 	Unavailable: {KafkaAway, SpoolFull, Overloaded, SubjectAway, Stopping},
 }
