@@ -320,23 +320,26 @@ func (w *countingWriter) Write(b []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// confirm waits for the edges. A revocation stands whatever comes of it, so that an error here is an answer with nobody confirmed.
+// confirm waits for the edges. A revocation stands whatever comes of it, so that an error here is an answer too: nobody knows how many there are.
 func (a *API) confirm(r *http.Request, rev Revoked) revocation {
 	c, err := a.cfg.Store.ConfirmRevocation(r.Context(), rev.At, a.cfg.ConfirmWait)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		a.cfg.Logger.WarnContext(r.Context(), "the edges could not be asked whether they applied a revocation", "request_id", stateOf(r).id, "error", err)
 	}
-	out := revocation{Edges: c.Edges, Confirmed: c.Confirmed, Pending: []pendingEdge{}}
+	if err != nil {
+		return revocation{Pending: []pendingEdge{}}
+	}
+	out := revocation{Edges: &c.Edges, Confirmed: &c.Confirmed, Pending: []pendingEdge{}}
 	for _, p := range c.Pending {
 		out.Pending = append(out.Pending, pendingEdge{p.ID, jsonTime(p.Until)})
 	}
 	return out
 }
 
-// revocation is how far a revocation has come: at Edges == Confirmed no edge accepts the key.
+// revocation is how far a revocation has come: at Edges == Confirmed no edge accepts the key. Both are nil where nobody could be asked.
 type revocation struct {
-	Edges     int           `json:"edges"`
-	Confirmed int           `json:"confirmed"`
+	Edges     *int          `json:"edges"`
+	Confirmed *int          `json:"confirmed"`
 	Pending   []pendingEdge `json:"pending"`
 }
 

@@ -118,5 +118,14 @@ func TestDeleteWaitsForTheEdges(t *testing.T) {
 		if got := s.want(t, 200, "manage", "DELETE", "/api/v1/keys/"+k.Prefix, ""); got.get(t, "revocation.confirmed") != 1.0 {
 			t.Errorf("revocation: %s", got.body)
 		}
+		// Where the edges cannot be asked, nobody knows: 0 of 0 would read as all of them.
+		b := w.create(t, "another", "production").Account
+		if _, err := w.writer.ExecContext(ctx, "ALTER TABLE edges RENAME TO edges_away"); err != nil {
+			t.Fatal(err)
+		}
+		got = s.want(t, 200, "manage", "DELETE", "/api/v1/service-accounts/"+b.ID, "")
+		if got.get(t, "account.deleted_at") == nil || !strings.Contains(string(got.body), `"revocation":{"edges":null,"confirmed":null,"pending":[]}`) {
+			t.Errorf("without an answer of the database: %s", got.body)
+		}
 	})
 }

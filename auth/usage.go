@@ -123,8 +123,10 @@ type usage struct {
 
 	mu    sync.Mutex
 	dirty []*keyState // guarded by mu
-	// sending has the keys with a senderList, gone the senders that were pushed out of one. Guarded by mu.
+	// sending has the keys with a senderList, skipped those that have none because the edge had too many, gone the senders that were pushed out
+	// of a list. Guarded by mu.
 	sending []*keyState
+	skipped []*keyState
 	gone    []SenderUse
 
 	flushing sync.Mutex              // one flush at a time
@@ -260,6 +262,9 @@ func (u *usage) add(st *keyState, s *sender, ms int64, m *metrics) {
 		next.all[oldest] = s
 	case u.total.Load() >= maxSenders:
 		m.sendersSkipped.Inc()
+		if old == nil {
+			u.skipped = append(u.skipped, st)
+		}
 		return
 	default:
 		u.total.Add(1)
@@ -375,6 +380,10 @@ func (u *usage) look(now time.Time) {
 		}
 		delete(u.closing, st)
 	}
+	for _, st := range u.skipped {
+		st.usage.noted.Store(0) // at most 16 times here, by noted itself
+	}
+	u.skipped = nil
 	idle := now.Add(-senderIdle).UnixMilli()
 	kept := u.sending[:0]
 	for _, st := range u.sending {

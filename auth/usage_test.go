@@ -213,6 +213,32 @@ func TestSenders(t *testing.T) {
 	}
 }
 
+// A key that was turned away because the edge knew too many senders is noted again once there is room.
+func TestSendersAfterTooMany(t *testing.T) {
+	c, d, n, clk := countedChain(t)
+	_, cred := d.create("one")
+	id := identity(t, c, cred)
+	note := func(i byte) { id.NoteSender(netip.AddrFrom4([4]byte{192, 0, 2, i}), []byte("job"), nil, clk.now()) }
+	c.usage.total.Store(maxSenders)
+	for i := range byte(2 * newSenders) {
+		note(i)
+	}
+	if err := c.FlushUsage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.senders[cred.Key.Prefix()]; len(got) != 0 {
+		t.Fatalf("noted although there were too many: %v", got)
+	}
+	c.usage.total.Store(0)
+	note(1)
+	if err := c.FlushUsage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.senders[cred.Key.Prefix()]; len(got) != 1 {
+		t.Errorf("%v, want one sender", got)
+	}
+}
+
 func TestUsageAllocatesNothing(t *testing.T) {
 	c, d, _, _ := countedChain(t)
 	_, cred := d.create("one")

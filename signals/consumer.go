@@ -3,10 +3,10 @@ package signals
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,13 +48,17 @@ type DeadLetter struct {
 type Consumer struct {
 	cfg     ConsumerConfig
 	metrics consumerMetrics
-	lag     map[int]int64 // by partition, as of its last message
+	said    saidOnce
+
+	mu         sync.Mutex
+	lag        map[int]int64 // by partition, as of its last message
+	generation int           // of the partitions that are ours
 }
 
 type consumerMetrics struct {
 	stored, duplicate, dead prometheus.Counter
 	storeFails, deadFails   prometheus.Counter
-	commitFails             prometheus.Counter
+	commitFails, topicFails prometheus.Counter
 	paused, lag             prometheus.Gauge
 	delay                   prometheus.Histogram
 }
@@ -82,7 +86,7 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 		Help: "Tries of the alerts consumer that failed and are repeated, by step."}, []string{"step"})
 	m := consumerMetrics{
 		stored: messages.WithLabelValues("stored"), duplicate: messages.WithLabelValues("duplicate"), dead: messages.WithLabelValues("dead_lettered"),
-		storeFails: fails.WithLabelValues("store"), deadFails: fails.WithLabelValues("dead_letter"), commitFails: fails.WithLabelValues("commit"),
+		storeFails: fails.WithLabelValues("store"), deadFails: fails.WithLabelValues("dead_letter"), commitFails: fails.WithLabelValues("commit"), topicFails: fails.WithLabelValues("topic"),
 		paused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_alerts_paused", Help: "1 while the alerts consumer waits for its store or for the dead letters' topic."}),
 		lag:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_alerts_lag_messages", Help: "Messages of this consumer's partitions that it has not settled, as of the last it read."}),
 		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sluice_alerts_delay_seconds",
@@ -93,7 +97,7 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(messages, fails, m.paused, m.lag, m.delay)
 	}
-	return &Consumer{cfg: cfg, metrics: m, lag: map[int]int64{}}
+	return &Consumer{cfg: cfg, metrics: m, lag: map[int]int64{}, said: saidOnce{last: map[string]time.Time{}, held: map[string]int{}}}
 }
 
 const (
@@ -103,44 +107,59 @@ const (
 	lastCommit = 2 * time.Second
 )
 
-// Run consumes until ctx ends, and then leaves the group. It returns ctx's error.
+// Run consumes until ctx ends, and then leaves the group. It returns ctx's error. A topic that is missing is waited for.
 func (c *Consumer) Run(ctx context.Context) error {
-	logf := func(level slog.Level) kafka.LoggerFunc {
-		return func(format string, a ...any) {
-			c.cfg.Logger.Log(ctx, level, "alerts consumer: "+fmt.Sprintf(format, a...))
+	for {
+		partitions, ok := c.awaitTopic(ctx)
+		if !ok {
+			return ctx.Err()
 		}
+		session, end := context.WithCancel(ctx)
+		var watch sync.WaitGroup
+		watch.Go(func() { c.watchTopic(session, partitions, end) })
+		c.consume(session)
+		end()
+		watch.Wait()
 	}
+}
+
+// consume is a member of the group until ctx ends.
+func (c *Consumer) consume(ctx context.Context) {
 	r := kafka.NewReader(kafka.ReaderConfig{
 		Brokers: c.cfg.Brokers, Dialer: c.cfg.Dialer, Topic: c.cfg.Topic, GroupID: c.cfg.Group,
 		StartOffset: kafka.FirstOffset, // a group that is new has missed nothing
 		MinBytes:    1, MaxBytes: 16 << 20, MaxWait: time.Second, QueueCapacity: 2 * c.cfg.Batch,
 		JoinGroupBackoff: 200 * time.Millisecond, // its default of 5 s is what a first start would wait
 		SessionTimeout:   c.cfg.SessionTimeout, HeartbeatInterval: c.cfg.SessionTimeout / 3, RebalanceTimeout: c.cfg.SessionTimeout,
-		WatchPartitionChanges: true, PartitionWatchInterval: 5 * time.Second,
 		ReadBackoffMin: 50 * time.Millisecond, ReadBackoffMax: time.Second,
-		ErrorLogger: logf(slog.LevelWarn),
+		ErrorLogger: kafka.LoggerFunc(c.readerLog),
 	})
+	var watch sync.WaitGroup
+	watch.Go(func() { c.watchGroup(ctx, r) })
+	defer watch.Wait()
 	defer func() {
 		if err := r.Close(); err != nil {
 			c.cfg.Logger.Warn("alerts consumer did not leave its group", "err", err)
 		}
 	}()
 	for {
+		generation := c.current()
 		batch, err := c.fetch(ctx, r)
 		if len(batch) == 0 {
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return
 			}
-			c.cfg.Logger.Warn("alerts consumer cannot read", "err", err)
+			c.say(slog.LevelWarn, "read", "alerts consumer cannot read", "err", err)
 			if !pause(ctx, retryMin) {
-				return ctx.Err()
+				return
 			}
 			continue
 		}
 		if !c.settle(ctx, batch) {
-			return ctx.Err()
+			return
 		}
 		c.commit(ctx, r, batch)
+		c.noteLag(generation, batch)
 	}
 }
 
@@ -271,6 +290,21 @@ func (c *Consumer) commit(ctx context.Context, r *kafka.Reader, batch []kafka.Me
 		c.metrics.commitFails.Inc()
 		c.cfg.Logger.Warn("offsets cannot be committed; these messages may be read again", "err", err, "messages", len(batch))
 	}
+}
+
+func (c *Consumer) current() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.generation
+}
+
+// noteLag keeps how far the partitions of a batch are behind, unless they were shared out anew since it was begun: they may be somebody else's.
+func (c *Consumer) noteLag(generation int, batch []kafka.Message) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if generation != c.generation {
+		return
+	}
 	for _, m := range batch {
 		c.lag[m.Partition] = max(0, m.HighWaterMark-m.Offset-1)
 	}
@@ -279,6 +313,31 @@ func (c *Consumer) commit(ctx context.Context, r *kafka.Reader, batch []kafka.Me
 		lag += n
 	}
 	c.metrics.lag.Set(float64(lag))
+}
+
+// watchGroup forgets how far partitions are behind when the group shares them out anew: what is still ours is known again with its next message.
+func (c *Consumer) watchGroup(ctx context.Context, r *kafka.Reader) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if r.Stats().Rebalances > 0 {
+			c.shared()
+		}
+		select {
+		case <-ctx.Done():
+			c.shared()
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *Consumer) shared() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.generation++
+	clear(c.lag)
+	c.metrics.lag.Set(0)
 }
 
 // pause waits, a little more or less so that several consumers do not knock at once. It returns false when ctx ended.

@@ -335,6 +335,82 @@ func shareTopic(t *testing.T, s *stream, w *world) {
 	w.awaitCount(t, 200)
 }
 
+// A topic that is missing costs one line in half a minute, and is read once it is there.
+func TestConsumerWaitsForItsTopic(t *testing.T) {
+	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.GroupMinSessionTimeout(500*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	w := newWorld(t, SQLite)
+	var log syncBuffer
+	consumer := NewConsumer(ConsumerConfig{Brokers: c.ListenAddrs(), Topic: "late", Group: "late", Store: w.Store, DeadLetter: (&letters{}).keep,
+		Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- consumer.Run(ctx) }()
+	eventually(t, "it has looked for the topic several times", func() error {
+		if n := testutil.ToFloat64(consumer.metrics.topicFails); n < 3 {
+			return fmt.Errorf("%v times", n)
+		}
+		return nil
+	})
+	if lines := strings.Count(log.String(), "\n"); lines != 1 || !strings.Contains(log.String(), "sluice migrate") {
+		t.Errorf("%d lines\n%s", lines, log.String())
+	}
+	client := &kafka.Client{Addr: kafka.TCP(c.ListenAddrs()...)}
+	if _, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: "late", NumPartitions: 1, ReplicationFactor: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	writer := &kafka.Writer{Addr: kafka.TCP(c.ListenAddrs()...), Topic: "late", RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond}
+	defer writer.Close()
+	eventually(t, "send", func() error { return writer.WriteMessages(t.Context(), kafka.Message{Value: values(0, 1)[0]}) })
+	w.awaitCount(t, 1)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// How far partitions are behind is forgotten when they are shared out anew, also by a batch that was begun before.
+func TestConsumerForgetsLag(t *testing.T) {
+	c := NewConsumer(ConsumerConfig{Logger: quiet()})
+	lag := func() float64 { return testutil.ToFloat64(c.metrics.lag) }
+	began := c.current()
+	batch := []kafka.Message{{Partition: 1, Offset: 9, HighWaterMark: 20}, {Partition: 2, Offset: 5, HighWaterMark: 6}}
+	c.noteLag(began, batch)
+	if lag() != 10 {
+		t.Errorf("lag %v, want 10", lag())
+	}
+	c.shared()
+	c.noteLag(began, batch)
+	if lag() != 0 {
+		t.Errorf("lag %v of partitions that were shared out anew", lag())
+	}
+	c.noteLag(c.current(), batch[:1])
+	if lag() != 10 {
+		t.Errorf("lag %v, want 10", lag())
+	}
+}
+
+// A syncBuffer is what was logged.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
 // helperEnv makes the test binary a consumer, so that a test can kill it with -9.
 const helperEnv = "SLUICE_TEST_CONSUMER"
 

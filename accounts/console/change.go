@@ -133,7 +133,8 @@ func (c *Console) delete(w http.ResponseWriter, r *http.Request, v *visit) error
 	asked := time.Now()
 	confirmation, err := c.store.ConfirmRevocation(r.Context(), revoked.At, confirmWithin)
 	if err != nil {
-		// The revocation stands whatever this says; the toast then names no edges.
+		// The revocation stands whatever this says.
+		confirmation.Edges = -1
 		c.log.WarnContext(r.Context(), "revocation not confirmed", "request_id", v.request, "error", err.Error())
 	}
 	c.setToast(w, r, "deleted", a.ID, strconv.Itoa(confirmation.Confirmed), strconv.Itoa(confirmation.Edges),

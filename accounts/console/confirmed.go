@@ -9,7 +9,7 @@ import (
 )
 
 // confirmedBy says how many of the live edges refuse a deleted account's key, after how long, and which may still accept it until when. parts are
-// numbers: confirmed, edges, milliseconds, and the time of the revocation by the database's clock in microseconds.
+// numbers: confirmed, edges (-1: they could not be asked), milliseconds, and the time of the revocation by the database's clock in microseconds.
 func (c *Console) confirmedBy(ctx context.Context, parts []string) string {
 	var n [4]int64
 	for i := range n {
@@ -20,6 +20,8 @@ func (c *Console) confirmedBy(ctx context.Context, parts []string) string {
 	}
 	confirmed, edges := n[0], n[1]
 	switch {
+	case edges < 0:
+		return "; how many edges refuse it already is unknown"
 	case edges == 0:
 		return ""
 	case confirmed >= edges:

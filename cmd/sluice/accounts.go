@@ -233,8 +233,8 @@ func newAccountsDelete() *cobra.Command {
 			var out struct {
 				Account    accountView `json:"account"`
 				Revocation struct {
-					Edges     int `json:"edges"`
-					Confirmed int `json:"confirmed"`
+					Edges     *int `json:"edges"` // nil: they could not be asked
+					Confirmed *int `json:"confirmed"`
 					Pending   []struct {
 						Edge  string `json:"edge"`
 						Until string `json:"until"`
@@ -244,8 +244,11 @@ func newAccountsDelete() *cobra.Command {
 			if err := json.Unmarshal(raw, &out); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(w, "Deleted %s / %s; its key %s is revoked, and refused by %d of %d edges.\n",
-				out.Account.Name, out.Account.Environment, out.Account.KeyPrefix, out.Revocation.Confirmed, out.Revocation.Edges)
+			edges := "; how many edges refuse it already is unknown"
+			if r := out.Revocation; r.Edges != nil && r.Confirmed != nil {
+				edges = fmt.Sprintf(", and refused by %d of %d edges", *r.Confirmed, *r.Edges)
+			}
+			_, err := fmt.Fprintf(w, "Deleted %s / %s; its key %s is revoked%s.\n", out.Account.Name, out.Account.Environment, out.Account.KeyPrefix, edges)
 			for _, p := range out.Revocation.Pending {
 				if err == nil {
 					_, err = fmt.Fprintf(w, "%s has not said so yet; it may accept the key until %s.\n", p.Edge, p.Until)
