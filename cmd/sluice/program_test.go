@@ -30,6 +30,27 @@ type place struct {
 	servers bool
 	url     string // of PostgreSQL
 	suffix  string // of the topics
+	binary  string // "": the one that is tested
+}
+
+// with is the same place for another build of the program.
+func (p *place) with(binary string) *place {
+	other := *p
+	other.binary = binary
+	return &other
+}
+
+// program is the path of the build that runs here.
+func (p *place) program(t *testing.T) string {
+	t.Helper()
+	if p.binary != "" {
+		return p.binary
+	}
+	binary, err := exec.LookPath("sluice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary
 }
 
 // onDev is a place for sluice dev.
@@ -111,11 +132,7 @@ func (p *place) store(t *testing.T) (*accounts.Store, *sql.DB) {
 // command runs sluice to its end.
 func (p *place) command(t *testing.T, args ...string) (string, int) {
 	t.Helper()
-	binary, err := exec.LookPath("sluice")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), binary, args...)
+	cmd := exec.CommandContext(t.Context(), p.program(t), args...)
 	cmd.Dir, cmd.Env = p.dir, slices.Concat(os.Environ(), p.env)
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
@@ -149,16 +166,12 @@ type program struct {
 // start runs sluice and returns once it is ready. It is killed when the test ends.
 func (p *place) start(t *testing.T, args ...string) *program {
 	t.Helper()
-	binary, err := exec.LookPath("sluice")
-	if err != nil {
-		t.Fatal(err)
-	}
 	args = append(args, "--edge-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--ops-addr=127.0.0.1:0", "--drain-delay=0s",
 		"--log-level=debug", "--log-format=json")
 	if args[0] == "dev" {
 		args = append(args, "--kafka-addr=127.0.0.1:0", "--json")
 	}
-	g := &program{server: server{cmd: exec.Command(binary, args...), exited: make(chan struct{})}}
+	g := &program{server: server{cmd: exec.Command(p.program(t), args...), exited: make(chan struct{})}}
 	g.cmd.Dir, g.cmd.Env = p.dir, slices.Concat(os.Environ(), p.env)
 	g.cmd.Stdout, g.cmd.Stderr = &g.out, &g.err
 	if err := g.cmd.Start(); err != nil {
