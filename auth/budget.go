@@ -149,16 +149,21 @@ const (
 type breaker struct {
 	failures atomic.Int64
 	until    atomic.Int64 // chain time of the next try; noBreak while closed
+	asked    atomic.Int64 // chain time of the last that was allowed
 }
 
 // allow reports whether the caller may ask. Who asks must report success or failure.
 func (b *breaker) allow(now int64) bool {
 	until := b.until.Load()
-	if until == noBreak {
-		return true
+	if until != noBreak && (now < until || !b.until.CompareAndSwap(until, now+breakFor)) {
+		return false
 	}
-	return now >= until && b.until.CompareAndSwap(until, now+breakFor)
+	b.asked.Store(now)
+	return true
 }
+
+// idle reports whether nobody has asked for so long, or the last who did met a failure: then somebody should find out.
+func (b *breaker) idle(now, long int64) bool { return now-b.asked.Load() >= long || b.failures.Load() > 0 }
 
 func (b *breaker) success() {
 	if b.failures.Load() != 0 {

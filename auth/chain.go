@@ -221,6 +221,7 @@ func (c *Chain) Run(ctx context.Context) error {
 	wg.Go(func() { c.runFeed(ctx) })
 	wg.Go(func() { c.runReport(ctx) })
 	wg.Go(func() { c.runStamps(ctx) })
+	wg.Go(func() { c.runProbes(ctx) })
 	if c.usage != nil {
 		wg.Go(func() { c.runUsage(ctx) })
 	}

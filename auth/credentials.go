@@ -43,6 +43,27 @@ func FromHeaders(flowstateKey, authorization []byte) (Credentials, error) {
 	return Credentials{}, ErrNoCredentials
 }
 
+// PrefixFromHeaders finds the public part of a key in the values of the headers that FromHeaders reads, be the rest of it cut, mistyped or that of an
+// admin token: so that those who look at refused requests see whose key was meant. It proves nothing.
+func PrefixFromHeaders(flowstateKey, authorization []byte) (string, bool) {
+	const most = 512 // bytes that are looked at
+	raw := trim(flowstateKey)
+	if len(raw) == 0 {
+		var scheme []byte
+		scheme, raw = cutScheme(trim(authorization))
+		if equalFold(scheme, "basic") {
+			raw = raw[:min(len(raw), most)]
+			for len(raw) > 0 && raw[len(raw)-1] == '=' {
+				raw = raw[:len(raw)-1]
+			}
+			plain := make([]byte, base64.RawStdEncoding.DecodedLen(len(raw)))
+			n, _ := base64.RawStdEncoding.Decode(plain, raw) // what decodes of it will do
+			raw = plain[:n]
+		}
+	}
+	return PrefixOf(string(raw[:min(len(raw), most)]))
+}
+
 func fromBasic(encoded []byte) (Credentials, error) {
 	for len(encoded) > 0 && encoded[len(encoded)-1] == '=' { // padding is often forgotten by hand-made clients
 		encoded = encoded[:len(encoded)-1]

@@ -39,7 +39,8 @@ type database struct {
 	gate     chan struct{} // the next answer of Key waits here
 	held     chan struct{} // closed when it does
 
-	asked atomic.Int64 // questions about keys
+	asked  atomic.Int64 // questions about keys
+	probed atomic.Int64 // probes
 }
 
 func newDatabase(now func() time.Time) *database {
@@ -68,6 +69,13 @@ func (d *database) set(f func()) {
 func (d *database) truth() Truth {
 	return Truth{
 		Key: func(ctx context.Context, prefix string) (Record, error) {
+			if prefix == probePrefix { // no look-up: it neither counts nor is held
+				d.probed.Add(1)
+				if err := d.outage(ctx); err != nil {
+					return Record{}, err
+				}
+				return Record{}, ErrNoKey
+			}
 			d.asked.Add(1)
 			err := d.outage(ctx)
 			if err != nil {

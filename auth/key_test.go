@@ -236,3 +236,31 @@ func FuzzPrefixOf(f *testing.F) {
 		}
 	})
 }
+
+func TestPrefixFromHeaders(t *testing.T) {
+	raw, key := MintKey(KindServiceAccount)
+	token, admin := MintAdminToken()
+	basic := func(s string) string { return "Basic " + base64.StdEncoding.EncodeToString([]byte(s)) }
+	for _, tt := range []struct{ key, authorization, want string }{
+		{raw, "", key.Prefix()},
+		{raw[:30], "", key.Prefix()},
+		{raw[:len(raw)-1] + "!", "", key.Prefix()},
+		{" \"" + raw + "\" ", "", key.Prefix()},
+		{raw[:prefixLen], "", key.Prefix()},
+		{token, "", admin.Prefix()},
+		{raw[:10], "", ""},
+		{"nonsense", "Bearer " + raw, ""}, // x-flowstate-key wins
+		{"", "Bearer " + raw[:50], key.Prefix()},
+		{"", basic("acme:" + raw), key.Prefix()},
+		{"", basic("acme:" + raw[:40]), key.Prefix()},
+		{"", basic(raw), key.Prefix()},
+		{"", "Basic !!!", ""},
+		{"", "", ""},
+		{strings.Repeat("x", 100_000) + " " + raw, "", ""},
+	} {
+		got, ok := PrefixFromHeaders([]byte(tt.key), []byte(tt.authorization))
+		if got != tt.want || ok != (tt.want != "") {
+			t.Errorf("%q, %q: %q, %v; want %q", tt.key, tt.authorization, got, ok, tt.want)
+		}
+	}
+}

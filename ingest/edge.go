@@ -197,6 +197,8 @@ func (e *Edge) answer(ctx context.Context, r *request) (route, response) {
 		return rt, e.refuse(r, rt, *fail)
 	}
 	if rt.kind == kindWhoami {
+		// It sends nothing and stamps nothing, but who tries out a key that he found is to be seen among its senders.
+		id.NoteSender(r.remote, r.userAgent, nil, time.Now())
 		return rt, whoami(id, r.id)
 	}
 	limit := id.Allow()
@@ -316,7 +318,8 @@ type refused struct {
 
 // authenticate says whose key it is. One 401 for unknown, revoked and malformed alike: which of them it was stands in our log and metrics only.
 func (e *Edge) authenticate(ctx context.Context, r *request) (auth.Identity, *refused) {
-	const dead = "The key is not valid here. Check that it was copied whole and has not been revoked; if it is lost, delete the service account and create it again. "
+	const dead = "The key is not valid here. A key is 66 characters long and begins with fsk_, fpk_ or fdk_: check that it was copied whole, and with Basic that the user name is " +
+		"the key's org. An admin sees whether it was revoked: sluice keys find PREFIX, which is its first 16 characters. If it is lost, delete the service account and create it again. "
 	if r.ambiguous {
 		return auth.Identity{}, &refused{code: 401, reason: ambiguousKey, detail: "The key was sent more than once, with different values. Send one."}
 	}

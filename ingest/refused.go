@@ -110,9 +110,9 @@ func (e *Edge) note(rt route, r *request, res response) {
 	} else {
 		n.Path = auth.CleanText(r.path, maxPathText)
 	}
-	// Hashing the key again is nothing a served request pays for.
-	if cred, err := auth.FromHeaders(r.key, r.authorization); err == nil && !r.ambiguous {
-		n.Prefix = cred.Key.Prefix()
+	// Of a malformed key too, where its beginning is whole: whose it was meant to be is what one wants to know.
+	if !r.ambiguous {
+		n.Prefix, _ = auth.PrefixFromHeaders(r.key, r.authorization)
 	}
 	switch res.reason {
 	case noCredentials, malformedKey, ambiguousKey, unknownKey, unknownPath, wrongMethod, malformedRequest, headersTooLarge, readTimeout:

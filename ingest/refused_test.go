@@ -30,7 +30,12 @@ func TestRefusalsAreRemembered(t *testing.T) {
 	if len(all) != 4 || all[0].Prefix != key.Prefix() || all[0].Address != "192.0.2.1" || all[2].Prefix != "" || all[0].RequestID == "" {
 		t.Errorf("%+v", all)
 	}
-	if text := fmt.Sprintf("%+v", all); strings.Contains(text, raw) || strings.Contains(text, raw[20:50]) || strings.Contains(text, "nonsense") {
+	cut := &Edge{}
+	cut.note(routes["/v1/logs"], refusedRequest(raw[:40], "/v1/logs", ""), response{code: 401, reason: malformedKey})
+	if r := cut.Refusals(); len(r) != 1 || r[0].Prefix != key.Prefix() {
+		t.Errorf("of a key that was not copied whole %+v is remembered", r)
+	}
+	if text := fmt.Sprintf("%+v", all) + fmt.Sprintf("%+v", cut.Refusals()); strings.Contains(text, raw) || strings.Contains(text, raw[20:50]) || strings.Contains(text, "nonsense") {
 		t.Errorf("a key is in %s", text)
 	}
 	taken := e.TakeRefusals()

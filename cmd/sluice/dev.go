@@ -58,11 +58,11 @@ func newDevCommand() *cobra.Command {
 			if !cmd.Flags().Changed("log-level") {
 				level = "warn" // what dev prints itself is the news; info would bury it
 			}
-			log, err := newLogger(cmd.ErrOrStderr(), level, cfg.logFormat)
+			log, levelVar, err := newLogger(cmd.ErrOrStderr(), level, cfg.logFormat)
 			if err != nil {
 				return err
 			}
-			d := &dev{cfg: &cfg, log: log, out: cmd.OutOrStdout(), json: asJSON}
+			d := &dev{cfg: &cfg, log: log, level: levelVar, out: cmd.OutOrStdout(), json: asJSON}
 			return d.run(cmd.Context())
 		},
 	}
@@ -93,10 +93,11 @@ func loopbackOnly(flag, addr string) error {
 
 // A dev is one run of sluice dev.
 type dev struct {
-	cfg  *config
-	log  *slog.Logger
-	out  io.Writer
-	json bool
+	cfg   *config
+	log   *slog.Logger
+	level *slog.LevelVar
+	out   io.Writer
+	json  bool
 }
 
 func (d *dev) run(ctx context.Context) error {
@@ -109,7 +110,7 @@ func (d *dev) run(ctx context.Context) error {
 	}
 	defer lock.Close()
 	d.bindLoopback()
-	p := &process{cfg: d.cfg, log: d.log, reg: newRegistry(), roles: d.cfg.roles}
+	p := &process{cfg: d.cfg, log: d.log, level: d.level, reg: newRegistry(), roles: d.cfg.roles}
 	if err := p.listen(); err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ const stopTimeout = 20 * time.Second
 type process struct {
 	cfg   *config
 	log   *slog.Logger
+	level *slog.LevelVar // of log
 	reg   *prometheus.Registry
 	roles []string
 
@@ -345,6 +346,7 @@ func (p *process) opsHandler() http.Handler {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", p.readyz)
 	mux.HandleFunc("GET /refusals", p.serveRefusals)
+	p.debugRoutes(mux)
 	return mux
 }
 

@@ -30,7 +30,7 @@ func newServeCommand() *cobra.Command {
 			if err := cfg.checkServe(); err != nil {
 				return err
 			}
-			log, err := newLogger(cmd.ErrOrStderr(), cfg.logLevel, cfg.logFormat)
+			log, level, err := newLogger(cmd.ErrOrStderr(), cfg.logLevel, cfg.logFormat)
 			if err != nil {
 				return err
 			}
@@ -48,7 +48,7 @@ func newServeCommand() *cobra.Command {
 			}
 			defer writer.Close()
 			defer reader.Close()
-			p := &process{cfg: &cfg, log: log, reg: newRegistry(), roles: cfg.roles, redis: shared}
+			p := &process{cfg: &cfg, log: log, level: level, reg: newRegistry(), roles: cfg.roles, redis: shared}
 			if err := p.listen(); err != nil {
 				return err
 			}

@@ -280,7 +280,7 @@ func pausedText(paused map[string]string) string {
 const unlimited = 1 << 62
 
 func (c *config) drainSpool(ctx context.Context, errOut io.Writer, dir string, patience time.Duration) (*drainView, error) {
-	log, err := newLogger(errOut, c.logLevel, c.logFormat)
+	log, _, err := newLogger(errOut, c.logLevel, c.logFormat)
 	if err != nil {
 		return nil, err
 	}
