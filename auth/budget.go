@@ -163,7 +163,9 @@ func (b *breaker) allow(now int64) bool {
 }
 
 // idle reports whether nobody has asked for so long, or the last who did met a failure: then somebody should find out.
-func (b *breaker) idle(now, long int64) bool { return now-b.asked.Load() >= long || b.failures.Load() > 0 }
+func (b *breaker) idle(now, long int64) bool {
+	return now-b.asked.Load() >= long || b.failures.Load() > 0
+}
 
 func (b *breaker) success() {
 	if b.failures.Load() != 0 {

@@ -40,7 +40,7 @@ func (c *config) checkServe() error {
 		wrong(fmt.Errorf("--roles: name at least one of %s", strings.Join(allRoles, ", ")))
 	}
 	wrong(c.check())
-	_, err := newLogger(io.Discard, c.logLevel, c.logFormat)
+	_, _, err := newLogger(io.Discard, c.logLevel, c.logFormat)
 	wrong(err)
 	if c.redisURL != "" {
 		shared, err := auth.OpenRedis(c.redisURL)
