@@ -21,11 +21,12 @@ import (
 	"flowstate.inc/sluice/signals"
 )
 
-// An API is the admin API: an http.Handler for /api/v1/. Whoever serves it sets the server's timeouts; exports move the write deadline on.
+// An API is the admin API: an http.Handler for /api/v1 and what is below it. Whoever serves it sets the server's timeouts; exports move the write deadline on.
 type API struct {
 	cfg     APIConfig
 	mux     *http.ServeMux
 	openapi []byte
+	paths   []string
 	seconds *prometheus.HistogramVec
 }
 
@@ -97,7 +98,9 @@ func NewAPI(cfg APIConfig) *API {
 	}
 	for p, routes := range byPath {
 		a.mux.Handle(p, a.path(routes))
+		a.paths = append(a.paths, p)
 	}
+	slices.Sort(a.paths)
 	return a
 }
 
@@ -131,6 +134,7 @@ func (a *API) routes() []Route {
 		{Method: http.MethodPost, Path: "/api/v1/keys/identify", Permissions: manage, Handle: a.identify},
 		{Method: http.MethodGet, Path: "/api/v1/audit-events", Permissions: govern, Handle: a.listAudit},
 		{Method: http.MethodGet, Path: "/api/v1/signal-types", Permissions: auth.AllPermissions(), Handle: a.signalTypes},
+		{Method: http.MethodGet, Path: "/api/v1", Public: true, Handle: a.serveIndex},
 		{Method: http.MethodGet, Path: "/api/v1/openapi.json", Public: true, Handle: a.serveOpenAPI},
 	}
 }

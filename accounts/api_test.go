@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -125,6 +126,9 @@ func TestAPIAnswersAsDocumented(t *testing.T) {
 		s.want(t, 400, "govern", "GET", "/api/v1/audit-events?since=yesterday", "")
 		s.want(t, 200, "policy", "GET", "/api/v1/signal-types", "")
 		s.want(t, 200, "", "GET", "/api/v1/openapi.json", "")
+		if index := s.want(t, 200, "", "GET", "/api/v1", ""); !slices.Contains(index.get(t, "paths").([]any), any("/api/v1/service-accounts/{id}")) {
+			t.Errorf("index: %s", index.body)
+		}
 
 		// An admin of an org that is not there, and one without any permission.
 		ghost := s.as(t, auth.Admin{Org: "ghost", Actor: "ghost", Permissions: auth.AllPermissions()})

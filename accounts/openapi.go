@@ -64,3 +64,8 @@ func (a *API) serveOpenAPI(w http.ResponseWriter, _ *http.Request, _ auth.Admin)
 	_, _ = w.Write(a.openapi) // the client has gone; nobody is left to tell
 	return nil
 }
+
+// serveIndex is for people who try the address in a browser or with curl.
+func (a *API) serveIndex(w http.ResponseWriter, _ *http.Request, _ auth.Admin) error {
+	return WriteJSON(w, http.StatusOK, map[string]any{"openapi": "/api/v1/openapi.json", "paths": a.paths})
+}

@@ -139,7 +139,7 @@ func (c *Consumer) consume(ctx context.Context) {
 	defer watch.Wait()
 	defer func() {
 		if err := r.Close(); err != nil {
-			c.cfg.Logger.Warn("alerts consumer did not leave its group", "err", err)
+			c.cfg.Logger.Warn("alerts consumer did not leave its group", "error", err)
 		}
 	}()
 	for {
@@ -149,7 +149,7 @@ func (c *Consumer) consume(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			c.say(slog.LevelWarn, "read", "alerts consumer cannot read", "err", err)
+			c.say(slog.LevelWarn, "read", "alerts consumer cannot read", "error", err)
 			if !pause(ctx, retryMin) {
 				return
 			}
@@ -242,7 +242,7 @@ func (c *Consumer) store(ctx context.Context, batch []Received) error {
 		}
 		c.metrics.storeFails.Inc()
 		c.metrics.paused.Set(1)
-		c.cfg.Logger.Warn("alerts cannot be stored; the consumer waits", "err", err, "signals", len(batch), "wait", wait)
+		c.cfg.Logger.Warn("alerts cannot be stored; the consumer waits", "error", err, "signals", len(batch), "wait", wait)
 		if !pause(ctx, wait) {
 			return ctx.Err()
 		}
@@ -265,7 +265,7 @@ func (c *Consumer) bury(ctx context.Context, m kafka.Message, why error) bool {
 		if err == nil {
 			c.metrics.paused.Set(0)
 			c.metrics.dead.Inc()
-			c.cfg.Logger.Error("signal cannot be read; it is in the dead letters", "partition", m.Partition, "offset", m.Offset, "err", why)
+			c.cfg.Logger.Error("signal cannot be read; it is in the dead letters", "partition", m.Partition, "offset", m.Offset, "error", why)
 			return true
 		}
 		if ctx.Err() != nil {
@@ -273,7 +273,7 @@ func (c *Consumer) bury(ctx context.Context, m kafka.Message, why error) bool {
 		}
 		c.metrics.deadFails.Inc()
 		c.metrics.paused.Set(1)
-		c.cfg.Logger.Warn("dead letter cannot be kept; the consumer waits", "err", err, "wait", wait)
+		c.cfg.Logger.Warn("dead letter cannot be kept; the consumer waits", "error", err, "wait", wait)
 		if !pause(ctx, wait) {
 			return false
 		}
@@ -288,7 +288,7 @@ func (c *Consumer) commit(ctx context.Context, r *kafka.Reader, batch []kafka.Me
 	defer cancel()
 	if err := r.CommitMessages(ctx, batch...); err != nil {
 		c.metrics.commitFails.Inc()
-		c.cfg.Logger.Warn("offsets cannot be committed; these messages may be read again", "err", err, "messages", len(batch))
+		c.cfg.Logger.Warn("offsets cannot be committed; these messages may be read again", "error", err, "messages", len(batch))
 	}
 }
 

@@ -32,7 +32,7 @@ func (c *Consumer) awaitTopic(ctx context.Context) (int, bool) {
 			c.say(slog.LevelError, "missing", "the alerts consumer waits for its topic, which does not exist: create it with sluice migrate", "topic", c.cfg.Topic)
 		default:
 			c.metrics.topicFails.Inc()
-			c.say(slog.LevelWarn, "unreachable", "the alerts consumer cannot look up its topic", "topic", c.cfg.Topic, "err", err)
+			c.say(slog.LevelWarn, "unreachable", "the alerts consumer cannot look up its topic", "topic", c.cfg.Topic, "error", err)
 		}
 		if !pause(ctx, wait) {
 			return 0, false

@@ -91,7 +91,7 @@ func (d *Drops) Flush(ctx context.Context) {
 	}
 	sortDrops(drops)
 	if err := d.add(ctx, drops); err != nil {
-		d.logger.Warn("counts of filtered signals cannot be written; they wait", "err", err, "subjects", len(drops))
+		d.logger.Warn("counts of filtered signals cannot be written; they wait", "error", err, "subjects", len(drops))
 		for _, one := range drops {
 			d.merge(one)
 		}

@@ -161,7 +161,7 @@ func (p *Policies) Refresh(ctx context.Context) {
 		return
 	}
 	if ctx.Err() == nil || p.current.Load() == nil {
-		p.cfg.Logger.Warn("active policies cannot be read from the database", "err", err, "in_force", p.current.Load() != nil)
+		p.cfg.Logger.Warn("active policies cannot be read from the database", "error", err, "in_force", p.current.Load() != nil)
 	}
 	if p.current.Load() == nil && p.recall() {
 		p.metrics.readCache.Inc()
@@ -210,7 +210,7 @@ func (p *Policies) take(next map[string]*Policy, active ActivePolicy) {
 	if err != nil {
 		p.broken[active.Org] = active.Version
 		p.metrics.broken.Inc()
-		p.cfg.Logger.Error("active policy does not compile; the version before stays in force", "org", active.Org, "version", active.Version, "err", err)
+		p.cfg.Logger.Error("active policy does not compile; the version before stays in force", "org", active.Org, "version", active.Version, "error", err)
 		return
 	}
 	next[active.Org] = policy
@@ -241,7 +241,7 @@ func (p *Policies) remember(ctx context.Context) {
 		err = p.cfg.Remember(ctx, value)
 	}
 	if err != nil {
-		p.cfg.Logger.Warn("active policies cannot be kept in Redis", "err", err)
+		p.cfg.Logger.Warn("active policies cannot be kept in Redis", "error", err)
 	}
 }
 
@@ -258,7 +258,7 @@ func (p *Policies) recall() bool {
 		err = json.Unmarshal(value, &all)
 	}
 	if err != nil || len(value) == 0 {
-		p.cfg.Logger.Warn("active policies cannot be read from Redis", "err", err)
+		p.cfg.Logger.Warn("active policies cannot be read from Redis", "error", err)
 		return false
 	}
 	next := map[string]*Policy{}

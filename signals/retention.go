@@ -40,7 +40,7 @@ func Retain(ctx context.Context, cfg RetentionConfig) error {
 		removed.Add(float64(n))
 		if err != nil && ctx.Err() == nil {
 			failed.Inc()
-			cfg.Logger.Warn("old alerts cannot be removed", "err", err, "removed", n)
+			cfg.Logger.Warn("old alerts cannot be removed", "error", err, "removed", n)
 		} else if n > 0 {
 			cfg.Logger.Info("old alerts removed", "removed", n)
 		}

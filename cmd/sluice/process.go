@@ -98,8 +98,8 @@ func (p *process) setState(s string) { p.state.Store(&s) }
 func newRegistry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	v := currentVersion()
-	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_build_info", Help: "Always 1; the labels say which build runs."}, []string{"version", "go_version"})
-	build.WithLabelValues(v.Version, v.Go).Set(1)
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_build_info", Help: "Always 1; the labels say which build runs."}, []string{"version", "commit", "go_version"})
+	build.WithLabelValues(v.Version, v.Commit, v.Go).Set(1)
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), build)
 	return reg
 }
@@ -216,7 +216,9 @@ func (p *process) wireAdmin() error {
 		return err
 	}
 	mux := http.NewServeMux()
+	mux.Handle("/api/v1", api)
 	mux.Handle("/api/v1/", api)
+	mux.Handle("/api/v1/{$}", http.RedirectHandler("/api/v1", http.StatusPermanentRedirect))
 	mux.Handle("/", pages)
 	if oidc != nil {
 		o, err := auth.NewOIDC(*oidc)
