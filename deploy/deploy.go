@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -50,17 +51,41 @@ func Migrate(ctx context.Context, db *sql.DB, dialect Dialect) (int, error) {
 	return len(applied), nil
 }
 
-// Pending says whether db lacks a migration that this binary has.
-func Pending(ctx context.Context, db *sql.DB, dialect Dialect) (bool, error) {
+// Pending says how many of this binary's migrations db lacks. It only reads: a user that may not make tables can ask, and a database that was never
+// migrated stays as it is.
+func Pending(ctx context.Context, db *sql.DB, dialect Dialect) (int, error) {
 	p, err := provider(db, dialect)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
-	pending, err := p.HasPending(ctx)
+	lacking := map[int64]bool{}
+	for _, s := range p.ListSources() {
+		lacking[s.Version] = true
+	}
+	rows, err := db.QueryContext(ctx, "SELECT version_id FROM goose_db_version WHERE is_applied")
 	if err != nil {
-		return false, fmt.Errorf("look for pending migrations: %w", err)
+		if noSuchTable(err) {
+			return len(lacking), nil
+		}
+		return 0, fmt.Errorf("look for pending migrations: %w", err)
 	}
-	return pending, nil
+	defer rows.Close()
+	for rows.Next() {
+		var version int64
+		if err := rows.Scan(&version); err != nil {
+			return 0, fmt.Errorf("look for pending migrations: %w", err)
+		}
+		delete(lacking, version)
+	}
+	if err := rows.Err(); err != nil {
+		return 0, fmt.Errorf("look for pending migrations: %w", err)
+	}
+	return len(lacking), nil
+}
+
+func noSuchTable(err error) bool {
+	var state interface{ SQLState() string }
+	return errors.As(err, &state) && state.SQLState() == "42P01" || strings.Contains(err.Error(), "no such table")
 }
 
 func provider(db *sql.DB, dialect Dialect) (*goose.Provider, error) {

@@ -28,6 +28,7 @@ type config struct {
 	kafkaTLS                                          bool
 	kafkaTLSCA                                        string
 	kafkaSASL, kafkaUser, kafkaPassword               string
+	kafkaIdempotent                                   bool
 	topics                                            topics
 	partitions, replication                           int
 	authMaxStale                                      time.Duration
@@ -110,6 +111,8 @@ func (c *config) serverFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.tlsCert, "tls-cert", "", "PEM file of the edge's certificate and its intermediates: TLS on --edge-addr and --grpc-addr. Read again when it changes")
 	f.StringVar(&c.tlsKey, "tls-key", "", "PEM file of the key of --tls-cert")
 	f.BoolVar(&c.proxyProtocol, "proxy-protocol", false, "connections from --trusted-proxies to the edge begin with a PROXY header, version 1 or 2")
+	f.BoolVar(&c.kafkaIdempotent, "kafka-idempotent", false,
+		"number what is sent to Kafka, so that a batch sent again because its answer was lost is written once. Brokers before 3.0 want IDEMPOTENT_WRITE on the cluster for it")
 	f.Int64Var(&c.maxInflightBytes, "max-inflight-bytes", 256<<20, "bytes waiting for Kafka, beyond which requests are answered 503")
 	f.Int64Var(&c.defaultLimits.RequestsPerSecond, "default-requests-per-second", 0, "limit on each edge of a key that names none (0: no limit)")
 	f.Int64Var(&c.defaultLimits.BytesPerSecond, "default-bytes-per-second", 0, "limit on each edge of a key that names none, bytes as sent (0: no limit)")
@@ -156,14 +159,6 @@ func (c *config) check() error {
 			wrong("--kafka-brokers: %w (use host:port)", err)
 		}
 	}
-	switch c.kafkaSASL {
-	case "", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
-	default:
-		wrong("--kafka-sasl: %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.kafkaSASL)
-	}
-	if c.kafkaSASL != "" && (c.kafkaUser == "" || c.kafkaPassword == "") {
-		wrong("--kafka-sasl needs --kafka-user and --kafka-password")
-	}
 	if _, err := c.proxies(); err != nil {
 		errs = append(errs, err)
 	}
@@ -194,6 +189,23 @@ func (c *config) check() error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return &usageError{err}
+	}
+	return nil
+}
+
+// checkSASL is about all commands that speak to Kafka.
+func (c *config) checkSASL() error {
+	switch c.kafkaSASL {
+	case "":
+		if c.kafkaUser != "" || c.kafkaPassword != "" {
+			return usagef("--kafka-user and --kafka-password need --kafka-sasl: without it nobody is told them")
+		}
+	case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
+		if c.kafkaUser == "" || c.kafkaPassword == "" {
+			return usagef("--kafka-sasl needs --kafka-user and --kafka-password")
+		}
+	default:
+		return usagef("--kafka-sasl: %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.kafkaSASL)
 	}
 	return nil
 }

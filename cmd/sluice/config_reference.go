@@ -27,7 +27,7 @@ var settingGroups = []settingGroup{
 	{"Servers that it stands on", "`serve` starts while they are away; the addresses must be there.", []settingUse{
 		{"postgres-url", everyRole + ", migrate, CLI"}, {"redis-url", everyRole}, {"kafka-brokers", "edge, alerts, migrate, tail"}, {"kafka-tls", "edge, alerts, migrate, tail"},
 		{"kafka-tls-ca", "edge, alerts, migrate, tail"}, {"kafka-sasl", "edge, alerts, migrate, tail"}, {"kafka-user", "edge, alerts, migrate, tail"},
-		{"kafka-password", "edge, alerts, migrate, tail"},
+		{"kafka-password", "edge, alerts, migrate, tail"}, {"kafka-idempotent", "edge"},
 	}},
 	{"Topics", "`sluice migrate` makes those that are missing, and leaves the others as they are.", []settingUse{
 		{"topic-logs", "edge, migrate, tail"}, {"topic-spans", "edge, migrate, tail"}, {"topic-metrics", "edge, migrate, tail"},

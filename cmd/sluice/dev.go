@@ -19,6 +19,7 @@ import (
 	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/deploy"
+	"flowstate.inc/sluice/ingest"
 	"flowstate.inc/sluice/signals"
 )
 
@@ -120,7 +121,7 @@ func (d *dev) run(ctx context.Context) error {
 	}
 	defer broker.Close()
 	d.cfg.kafkaBrokers = broker.ListenAddrs()
-	if _, err := d.cfg.ensureTopics(ctx); err != nil {
+	if _, err := ingest.EnsureTopics(ctx, ingest.KafkaConfig{Brokers: d.cfg.kafkaBrokers}, d.cfg.topicSpecs()); err != nil {
 		return err
 	}
 	writer, reader, err := accounts.OpenSQLite(filepath.Join(d.cfg.dataDir, "sluice.db"))

@@ -54,6 +54,7 @@ type process struct {
 	chain      *auth.Chain
 	signalEdge *ingest.Edge
 	misuse     chan misuse // uses of revoked keys that are to be raised
+	migrated   *migrated   // nil in dev, which migrates itself
 	producer   *ingest.Producer
 	durable    durability
 	edge       *ingest.Server
@@ -150,7 +151,7 @@ func (p *process) wireProducer() error {
 		return err
 	}
 	p.producer, err = ingest.NewProducer(ingest.ProducerConfig{
-		KafkaConfig: k, Topics: p.cfg.topics.all(), MaxInFlightBytes: p.cfg.maxInflightBytes, Registerer: p.reg, Logger: p.log,
+		KafkaConfig: k, Topics: p.cfg.topics.all(), MaxInFlightBytes: p.cfg.maxInflightBytes, Idempotent: p.cfg.kafkaIdempotent, Registerer: p.reg, Logger: p.log,
 	})
 	if err != nil {
 		return &usageError{err}
@@ -258,6 +259,14 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	}
 	if p.certificate != nil {
 		background.Go(func() error { return p.certificate.Run(inner) })
+	}
+	if p.migrated != nil && p.producer != nil {
+		background.Go(func() error {
+			if err := p.migrated.watch(inner); !errors.Is(err, context.Canceled) {
+				return err
+			}
+			return nil
+		})
 	}
 	p.runSignals(inner, &background)
 	p.durable.start()
@@ -375,11 +384,22 @@ func (p *process) readyz(w http.ResponseWriter, r *http.Request) {
 	if p.producer != nil {
 		say("kafka", p.producer.Healthy())
 	}
+	if p.migrated != nil && p.producer != nil {
+		say("topics", p.migrated.topicHealth())
+	}
 	if p.durable.log != nil {
 		say("spool", p.durable.health())
 	}
 	if body.Status == "ready" && p.chain != nil && !answers && p.chain.Status().Keys == 0 {
 		body.Status = "nothing to answer from"
+	}
+	if p.migrated != nil {
+		if why := p.migrated.lacksSchema(ctx); why != "" {
+			body.Dependencies["database"] = why
+			if body.Status == "ready" {
+				body.Status = "run sluice migrate"
+			}
+		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if body.Status != "ready" {
@@ -399,6 +419,9 @@ func (c *config) edgePublicURL(configured string, addr net.Addr) string {
 // kafkaConfig says how to reach Kafka.
 func (c *config) kafkaConfig() (ingest.KafkaConfig, error) {
 	k := ingest.KafkaConfig{Brokers: c.kafkaBrokers}
+	if err := c.checkSASL(); err != nil {
+		return k, err
+	}
 	if c.kafkaTLS || c.kafkaTLSCA != "" {
 		k.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 		if c.kafkaTLSCA != "" {

@@ -12,7 +12,6 @@ import (
 	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/deploy"
-	"flowstate.inc/sluice/ingest"
 	"flowstate.inc/sluice/signals"
 )
 
@@ -60,6 +59,7 @@ func newServeCommand() *cobra.Command {
 			}
 			p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
 			p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.Postgres, Audit: auditSignals(p.store)})
+			p.migrated = newMigrated(&cfg, reader, p.reg, log)
 			if err := p.wire(); err != nil {
 				return err
 			}
@@ -104,8 +104,9 @@ func newMigrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database's schema up and make missing topics",
-		Long:  "Bring the database's schema up and make the topics that are missing. Safe to run again, and by two at once. Existing topics are left as they are.",
-		Args:  cobra.NoArgs,
+		Long: "Bring the database's schema up and make the topics that are missing. Safe to run again, and by two at once. Existing topics are left as they are; what is\n" +
+			"wrong with them is printed, and where nothing can be written to one the exit status is 1.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cfg.postgresURL == "" && len(cfg.kafkaBrokers) == 0 {
 				return usagef("give --postgres-url, --kafka-brokers or both")
@@ -125,7 +126,7 @@ func newMigrateCommand() *cobra.Command {
 				fmt.Fprintf(out, "schema: %d migrations applied\n", n)
 			}
 			if len(cfg.kafkaBrokers) > 0 {
-				made, err := cfg.ensureTopics(cmd.Context())
+				made, problems, err := cfg.prepareTopics(cmd.Context())
 				if err != nil {
 					return err
 				}
@@ -134,6 +135,16 @@ func newMigrateCommand() *cobra.Command {
 					fmt.Fprintf(out, " (%s)", strings.Join(made, ", "))
 				}
 				fmt.Fprintln(out)
+				fatal := 0
+				for _, p := range problems {
+					fmt.Fprintf(out, "topic %s %s\n", p.Topic, p.Message)
+					if p.Fatal {
+						fatal++
+					}
+				}
+				if fatal > 0 {
+					return fmt.Errorf("the schema is up to date, but %d topics cannot be written as they are", fatal)
+				}
 			}
 			return nil
 		},
@@ -144,17 +155,4 @@ func newMigrateCommand() *cobra.Command {
 	cfg.topicFlags(f)
 	layered(cmd)
 	return cmd
-}
-
-// ensureTopics makes the topics that are missing and returns their names.
-func (c *config) ensureTopics(ctx context.Context) ([]string, error) {
-	k, err := c.kafkaConfig()
-	if err != nil {
-		return nil, err
-	}
-	var specs []ingest.TopicSpec
-	for _, name := range c.topics.all() {
-		specs = append(specs, ingest.TopicSpec{Name: name, Partitions: c.partitions, Replication: c.replication})
-	}
-	return ingest.EnsureTopics(ctx, k, specs)
 }
