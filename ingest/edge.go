@@ -56,6 +56,7 @@ type Edge struct {
 	ledger *ledger
 	bodies *bodies
 	budget *budget
+	raiser *Raiser
 	log    *slog.Logger
 
 	refusals refusals
@@ -88,7 +89,7 @@ func NewEdge(cfg EdgeConfig) *Edge {
 	}
 	return &Edge{
 		cfg: cfg, ledger: newLedger(cfg.Registerer), bodies: newBodies(cfg.MaxRequestBytes, cfg.MaxDecodedBytes),
-		budget: newBudget(cfg.MaxBodyBytes, cfg.Registerer), log: cfg.Logger,
+		budget: newBudget(cfg.MaxBodyBytes, cfg.Registerer), raiser: NewRaiser(cfg.Sink, cfg.Decider, cfg.Topics.Signals, cfg.Registerer), log: cfg.Logger,
 	}
 }
 

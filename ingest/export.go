@@ -234,7 +234,7 @@ func (e *Edge) addVerdict(b *batch, v *signals.Verdict, index int) bool {
 		}
 		return false
 	}
-	m := e.signalMessage(v.Event)
+	m := signalMessage(e.cfg.Topics.Signals, v.Event)
 	if len(m.Value) > e.cfg.MaxMessageBytes {
 		v.Outcome, v.Reason, v.Detail = signals.Invalid, signals.TooLarge, "the event is larger than "+strconv.Itoa(e.cfg.MaxMessageBytes)+" bytes"
 		b.reject(kindSignals, v.Type, v.Outcome, v.Reason, v.Detail, 1)
@@ -401,8 +401,8 @@ func raisedFrom(s *otlp.SignalRecord, index int, ordinals *signals.Ordinals) sig
 }
 
 // signalMessage is an event as a Kafka message: CloudEvents in binary mode, and Sluice's own headers.
-func (e *Edge) signalMessage(ev *signals.Event) Message {
-	m := Message{Topic: e.cfg.Topics.Signals, Key: ev.Key(), Value: ev.AppendJSON(nil), Headers: []Header{
+func signalMessage(topic string, ev *signals.Event) Message {
+	m := Message{Topic: topic, Key: ev.Key(), Value: ev.AppendJSON(nil), Headers: []Header{
 		{"flowstate-org", []byte(ev.Org)},
 		{"flowstate-subject-kind", []byte(ev.Subject.Kind)},
 		{"flowstate-subject-id", []byte(ev.Subject.ID)},

@@ -74,7 +74,6 @@ type ledger struct {
 	duration *prometheus.HistogramVec
 	byKind   map[string]prometheus.Observer
 	forged   prometheus.Counter
-	own      *prometheus.CounterVec
 
 	conns, maxConns *prometheus.GaugeVec
 	turnedAway      *prometheus.CounterVec
@@ -130,10 +129,6 @@ func newLedger(reg prometheus.Registerer) *ledger {
 			Name: "sluice_ingest_forged_attributes_total",
 			Help: "Attributes under flowstate. that clients sent and the edge removed.",
 		}),
-		own: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_ingest_own_signals_total",
-			Help: "Signals that Sluice raised itself, which no sender is told about, by what became of them.",
-		}, []string{"outcome"}),
 		conns: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sluice_ingest_connections",
 			Help: "Open connections of clients.",
@@ -147,7 +142,7 @@ func newLedger(reg prometheus.Registerer) *ledger {
 			Help: "Connections that were turned away because too many were open.",
 		}, []string{"listener"}),
 	}
-	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged, l.own, l.conns, l.maxConns, l.turnedAway)
+	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged, l.conns, l.maxConns, l.turnedAway)
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
 		l.received[kind] = received.WithLabelValues(kind)
 		for outcome, reasons := range signals.Reasons {

@@ -7,21 +7,45 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/signals"
 )
 
 // Raise sends a signal that Sluice raises itself about p: decided and badged like any other, and counted apart from the ledger, because nobody
 // sent it. It waits for Kafka, or the spool, as a request does.
-func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) error {
-	r, err := signals.NewRaised(own)
+func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) error { return e.raiser.Raise(ctx, p, own) }
+
+// A Raiser sends the signals that Sluice raises itself; an Edge has one, and a process without an edge may have one alone. Its metric is the same, so a registry
+// takes one of either.
+type Raiser struct {
+	sink    *Sink
+	decider *signals.Decider
+	topic   string
+	own     *prometheus.CounterVec
+}
+
+// NewRaiser returns a Raiser that writes to a topic through a sink.
+func NewRaiser(sink *Sink, decider *signals.Decider, topic string, reg prometheus.Registerer) *Raiser {
+	r := &Raiser{sink: sink, decider: decider, topic: topic, own: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_ingest_own_signals_total",
+		Help: "Signals that Sluice raised itself, which no sender is told about, by what became of them.",
+	}, []string{"outcome"})}
+	reg.MustRegister(r.own)
+	return r
+}
+
+// Raise is Edge.Raise.
+func (r *Raiser) Raise(ctx context.Context, p *auth.Principal, own signals.Own) error {
+	raised, err := signals.NewRaised(own)
 	if err != nil {
 		return err
 	}
-	v := e.cfg.Decider.Decide(ctx, p, &r, time.Now())
+	v := r.decider.Decide(ctx, p, &raised, time.Now())
 	if v.Outcome == signals.Accepted {
 		var fates []fate
-		fates, err = e.cfg.Sink.deliver(ctx, p.KeyPrefix, []Message{e.signalMessage(v.Event)})
+		fates, err = r.sink.deliver(ctx, p.KeyPrefix, []Message{signalMessage(r.topic, v.Event)})
 		switch {
 		case err != nil:
 		case fates[0] == neverFits:
@@ -33,7 +57,7 @@ func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) er
 			v.Outcome = signals.Unavailable
 		}
 	}
-	e.ledger.own.WithLabelValues(string(v.Outcome)).Inc()
+	r.own.WithLabelValues(string(v.Outcome)).Inc()
 	return err
 }
 

@@ -22,6 +22,9 @@ func redact(s string) string {
 	return keys.ReplaceAllString(s, "${1}_[redacted]")
 }
 
+// Redact is redact, for what another package of this room sends or keeps.
+func Redact(s string) string { return redact(s) }
+
 // redactBytes is redact for JSON, where a key stands as it is: its characters need no escape.
 func redactBytes(b []byte) []byte {
 	if !hasKey(b) {

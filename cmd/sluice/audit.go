@@ -65,6 +65,9 @@ func (p *process) sweep(ctx context.Context) error {
 	if err := p.store.Prune(ctx, max(24*time.Hour, 2*p.cfg.authMaxStale)); err != nil {
 		return err
 	}
+	if err := p.sweepScope(ctx); err != nil {
+		return err
+	}
 	if p.cfg.auditRetention <= 0 {
 		return nil
 	}

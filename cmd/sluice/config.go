@@ -49,6 +49,7 @@ type config struct {
 	oidcGrants                                        []string
 	logLevel, logFormat                               string
 	spool                                             spoolConfig
+	judge                                             judgeConfig
 }
 
 // topics are the names of the Kafka topics, each configurable.
@@ -61,9 +62,10 @@ const (
 	roleEdge   = "edge"
 	roleAdmin  = "admin"
 	roleAlerts = "alerts"
+	roleScope  = "scope" // idle without a judge
 )
 
-var allRoles = []string{roleEdge, roleAdmin, roleAlerts}
+var allRoles = []string{roleEdge, roleAdmin, roleAlerts, roleScope}
 
 // The groups of flags. A command takes those that it uses.
 
@@ -171,6 +173,7 @@ func (c *config) check() error {
 		wrong("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
 	}
 	errs = append(errs, c.spool.check())
+	errs = append(errs, c.judge.check())
 	if c.maxConnections <= 0 || c.maxBodyBytes < 4*int64(max(c.maxRequestBytes, c.maxDecodedBytes)) {
 		wrong("--max-connections must be positive, and --max-body-bytes at least 4 times --max-request-bytes and --max-decoded-bytes")
 	}

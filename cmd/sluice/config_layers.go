@@ -57,7 +57,7 @@ func originOf(f *pflag.Flag) string {
 const configFlag = "config"
 
 // secretFlags may also come from files.
-var secretFlags = []string{"postgres-url", "redis-url", "kafka-password", "oidc-client-secret", "oidc-cookie-secret"}
+var secretFlags = []string{"postgres-url", "redis-url", "kafka-password", "oidc-client-secret", "oidc-cookie-secret", "judge-key"}
 
 // envName is the environment variable of a flag.
 func envName(flag string) string {

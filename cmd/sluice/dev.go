@@ -21,6 +21,7 @@ import (
 	"flowstate.inc/sluice/deploy"
 	"flowstate.inc/sluice/ingest"
 	"flowstate.inc/sluice/signals"
+	"flowstate.inc/sluice/signals/scope"
 )
 
 // The demo that sluice dev seeds on its first start, after the user's own example.
@@ -70,12 +71,14 @@ func newDevCommand() *cobra.Command {
 	f := cmd.Flags()
 	cfg.listenFlags(f, "127.0.0.1")
 	cfg.serverFlags(f)
+	cfg.judgeFlags(f, 1)
 	cfg.stopFlags(f, 0)
 	f.StringVar(&cfg.kafkaAddr, "kafka-addr", "127.0.0.1:9092", "address of the embedded Kafka broker")
 	f.StringVar(&cfg.dataDir, "data-dir", "./sluice-data", "directory of all data")
 	f.BoolVar(&asJSON, "json", false, "print one JSON line when ready, and nothing else")
 	cfg.topics = topics{"otlp_logs", "otlp_spans", "otlp_metrics", "ai_signals", "ai_signals_dlq"}
 	cfg.partitions, cfg.replication = 3, 1
+	cfg.judge.fromStart = true
 	layered(cmd)
 	return cmd
 }
@@ -135,6 +138,7 @@ func (d *dev) run(ctx context.Context) error {
 	}
 	p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.SQLite, OnChange: p.changed})
 	p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.SQLite, Audit: auditSignals(p.store)})
+	p.scope.store = scope.NewStore(scope.StoreConfig{Writer: writer, Reader: reader})
 	p.wake = p.store.Wake()
 	if err := p.wire(); err != nil {
 		return err

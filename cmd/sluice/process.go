@@ -48,6 +48,7 @@ type process struct {
 	store    *accounts.Store
 	signals  signalParts // its store is given, the rest is wired
 	consumer *signals.Consumer
+	scope    scopeParts            // its store is given, the rest is wired
 	redis    redis.UniversalClient // nil: none
 	wake     <-chan struct{}       // key_changes has moved
 
@@ -113,10 +114,12 @@ func (p *process) wire() error {
 	}{
 		{p.runs(roleEdge), p.wireChain},
 		{true, p.wireSignals},
-		{p.runs(roleEdge) || p.runs(roleAlerts), p.wireProducer},
+		{p.runs(roleEdge) || p.runs(roleAlerts) || p.judges(), p.wireProducer},
 		{p.runs(roleEdge), p.wireSink},
 		{p.runs(roleEdge), p.wireEdge},
 		{p.runs(roleAlerts), p.wireAlerts},
+		{p.runs(roleScope) || p.runs(roleAdmin), p.wireJudge},
+		{p.runs(roleScope), p.wireScope},
 		{p.runs(roleAdmin), p.wireAdmin},
 	}
 	for _, s := range steps {

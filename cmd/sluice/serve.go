@@ -13,6 +13,7 @@ import (
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/deploy"
 	"flowstate.inc/sluice/signals"
+	"flowstate.inc/sluice/signals/scope"
 )
 
 func newServeCommand() *cobra.Command {
@@ -60,6 +61,7 @@ func newServeCommand() *cobra.Command {
 			p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
 			p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.Postgres, Audit: auditSignals(p.store)})
 			p.migrated = newMigrated(&cfg, reader, p.reg, log)
+			p.scope.store = scope.NewStore(scope.StoreConfig{Writer: writer, Reader: reader})
 			if err := p.wire(); err != nil {
 				return err
 			}
@@ -78,6 +80,8 @@ func newServeCommand() *cobra.Command {
 func (c *config) serveFlags(f *pflag.FlagSet) {
 	c.listenFlags(f, "")
 	c.serverFlags(f)
+	c.judgeFlags(f, .05)
+
 	c.signInFlags(f)
 	c.spoolFlags(f)
 	c.stopFlags(f, 5*time.Second)

@@ -183,7 +183,7 @@ func (p *process) runSignals(ctx context.Context, group *errgroup.Group) {
 			return nil
 		})
 	}
-	if p.runs(roleEdge) || p.runs(roleAdmin) {
+	if p.runs(roleEdge) || p.runs(roleAdmin) || p.scope.consumer != nil {
 		run(func(ctx context.Context) error { return p.signals.policies.Run(ctx, p.signals.store.Wake()) })
 	}
 	if p.runs(roleEdge) {
@@ -191,6 +191,9 @@ func (p *process) runSignals(ctx context.Context, group *errgroup.Group) {
 	}
 	if p.runs(roleAdmin) {
 		run(p.keepHouse)
+	}
+	if p.scope.consumer != nil {
+		run(p.scope.consumer.Run)
 	}
 	if p.consumer != nil {
 		run(p.consumer.Run)
