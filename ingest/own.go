@@ -15,7 +15,9 @@ import (
 
 // Raise sends a signal that Sluice raises itself about p: decided and badged like any other, and counted apart from the ledger, because nobody
 // sent it. It waits for Kafka, or the spool, as a request does.
-func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) error { return e.raiser.Raise(ctx, p, own) }
+func (e *Edge) Raise(ctx context.Context, p *auth.Principal, own signals.Own) error {
+	return e.raiser.Raise(ctx, p, own)
+}
 
 // A Raiser sends the signals that Sluice raises itself; an Edge has one, and a process without an edge may have one alone. Its metric is the same, so a registry
 // takes one of either.
