@@ -22,11 +22,12 @@ func TestAllocations(t *testing.T) {
 			t.Errorf("%s: %v allocations, at most %v", name, got, want)
 		}
 	}
-	visit := func(*SignalRecord) { t.Error("visited") }
+	var r Rewriter
+	visitor := Visitor{Drop: func([]byte) bool { return true }, Visit: func(*SignalRecord) { t.Error("visited") }}
 	for _, kind := range kinds {
 		body := marshal(t, agentRequest(kind, 20))
 		ceiling("Rewrite "+kind.String(), 0, func() error {
-			_, _, err := Rewrite(dst, kind, body, badge, visit)
+			_, _, err := r.Rewrite(dst, kind, body, badge, visitor)
 			return err
 		})
 		src := otlpJSON(t, agentRequest(kind, 20), protojson.MarshalOptions{}, hex.EncodeToString)
@@ -43,7 +44,20 @@ func TestAllocations(t *testing.T) {
 	forged.ResourceLogs[0].ScopeLogs[0].LogRecords[7].Attributes[0].Key = "flowstate.org"
 	body := marshal(t, forged)
 	ceiling("Rewrite of a forged body", 0, func() error {
-		_, _, err := Rewrite(dst, Logs, body, badge, visit)
+		_, _, err := r.Rewrite(dst, Logs, body, badge, visitor)
+		return err
+	})
+	signal := agentLogs(20)
+	for _, rec := range signal.ResourceLogs[0].ScopeLogs[0].LogRecords[7:9] {
+		rec.Attributes[0], rec.Attributes[1] = str("event.name", signalEvent), str("signal.type", "personal_use_company_account")
+	}
+	withSignals := marshal(t, signal)
+	ceiling("Rewrite of a body with signals that are dropped", 0, func() error {
+		_, _, err := r.Rewrite(dst, Logs, withSignals, badge, visitor)
+		return err
+	})
+	ceiling("Rewrite of a body with signals that are decoded", 2, func() error { // the keys of each
+		_, _, err := r.Rewrite(dst, Logs, withSignals, badge, Visitor{Visit: func(*SignalRecord) {}})
 		return err
 	})
 }

@@ -28,13 +28,6 @@ func AppendBadgeBool(dst []byte, key string, value bool) []byte {
 	return append(dst, tagBool, 0)
 }
 
-// AppendBadgeInt appends the attribute key=value to the badge dst.
-func AppendBadgeInt(dst []byte, key string, value int64) []byte {
-	dst = appendBadgeKey(dst, key, 1+sizeUvarint(uint64(value)))
-	dst = append(dst, tagInt)
-	return binary.AppendUvarint(dst, uint64(value))
-}
-
 // appendBadgeKey writes a KeyValue up to the content of its AnyValue, which will have size bytes.
 func appendBadgeKey(dst []byte, key string, size int) []byte {
 	key = strings.ToValidUTF8(key, "\uFFFD")

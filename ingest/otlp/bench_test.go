@@ -27,25 +27,35 @@ func benchmarkBody(b *testing.B, name string, body []byte, n int, do func()) {
 func BenchmarkRewrite(b *testing.B) {
 	badge := testBadge()
 	var dst []byte
+	var r Rewriter
 	for _, n := range sizes {
 		for _, kind := range kinds {
 			body := marshal(b, agentRequest(kind, n))
 			benchmarkBody(b, kind.String(), body, n, func() {
-				dst, _, _ = Rewrite(dst[:0], kind, body, badge, nil)
+				dst, _, _ = r.Rewrite(dst[:0], kind, body, badge, Visitor{})
 			})
 		}
 		forged := agentLogs(n)
 		forged.ResourceLogs[0].Resource.Attributes = append(forged.ResourceLogs[0].Resource.Attributes, str("flowstate.org", "evil"))
 		body := marshal(b, forged)
 		benchmarkBody(b, "forged", body, n, func() {
-			dst, _, _ = Rewrite(dst[:0], Logs, body, badge, nil)
+			dst, _, _ = r.Rewrite(dst[:0], Logs, body, badge, Visitor{})
 		})
 		for _, rec := range forged.ResourceLogs[0].ScopeLogs[0].LogRecords {
 			rec.Attributes = append(rec.Attributes[1:], str("event.name", signalEvent))
 		}
 		body = marshal(b, forged)
 		benchmarkBody(b, "signals", body, n, func() {
-			dst, _, _ = Rewrite(dst[:0], Logs, body, badge, func(*SignalRecord) {})
+			dst, _, _ = r.Rewrite(dst[:0], Logs, body, badge, Visitor{Visit: func(*SignalRecord) {}})
+		})
+		some := agentLogs(n)
+		for i := 0; i < n; i += 10 {
+			some.ResourceLogs[0].ScopeLogs[0].LogRecords[i].EventName = signalEvent
+			some.ResourceLogs[0].ScopeLogs[0].LogRecords[i].Attributes[1] = str("signal.type", "personal_use_company_account")
+		}
+		body = marshal(b, some)
+		benchmarkBody(b, "one in ten a signal that is dropped", body, n, func() {
+			dst, _, _ = r.Rewrite(dst[:0], Logs, body, badge, Visitor{Drop: func([]byte) bool { return true }})
 		})
 	}
 }

@@ -237,6 +237,23 @@ func checkRewrite(t testing.TB, kind Kind, body []byte) ([]byte, Result) {
 			t.Errorf("signal %d:\ngot  %v\nwant %v", i, s, want.signals[i])
 		}
 	}
+	// The same Rewriter again, and with each signal dropped that may be: neither changes what comes out.
+	var r Rewriter
+	for _, drops := range []bool{true, false, true} {
+		dropped := 0
+		again, res2, err := r.Rewrite(nil, kind, body, badge, Visitor{Drop: func([]byte) bool {
+			if drops {
+				dropped++
+			}
+			return drops
+		}, Visit: func(*SignalRecord) { dropped++ }})
+		if err != nil || res2 != res || dropped != res.Signals || !bytes.Equal(again, rest) {
+			t.Fatalf("again: %+v and %d (%v), %d bytes; want %+v, %d bytes", res2, dropped, err, len(again), res, len(rest))
+		}
+		if len(again) > len(body)+r.w.resources*(len(badge)+lengths) {
+			t.Fatalf("%d bytes are more than was reckoned with", len(again))
+		}
+	}
 	if res.Records == 0 {
 		if len(rest) != 0 {
 			t.Fatalf("nothing is left, and yet %d bytes come out", len(rest))

@@ -17,38 +17,101 @@ type Result struct {
 	Stripped int // attributes and entity keys of the client's that were under `flowstate.`; those of signals too
 }
 
+// A Visitor is told of the log records that are signals. Either function may be nil.
+type Visitor struct {
+	// Drop is asked first about a signal that names one type, as a string, and no subject, in a body without forged attributes. Where it
+	// says true the signal is taken out and counted, and nothing else of it is decoded or checked. The bytes are the body's.
+	Drop func(signalType []byte) bool
+	// Visit is given each of the others.
+	Visit func(*SignalRecord)
+}
+
+// A Rewriter is scratch that one call of Rewrite after another may use, not two at once. The zero value is ready.
+type Rewriter struct {
+	w walker
+	c cutter
+}
+
 // Rewrite validates body, an Export…ServiceRequest of the given kind in protobuf, and appends to dst the same request with
 // the badge in each Resource, without the client's own `flowstate.*` attributes and without the log records that are
-// signals. visit is called for each of those, in order, once the whole body is known to be valid; it may be nil for kinds
-// other than Logs. Where no record is left nothing is appended: there is nothing to forward.
+// signals. The visitor hears of each of those, in order, once the whole body is known to be valid; kinds other than Logs have none.
+// Where no record is left nothing is appended: there is nothing to forward.
 //
 // The badge must have been made by the Append functions of this package. Rewrite keeps neither body nor badge, does not
-// change them, and dst must not overlap them. On a [*MalformedError] dst comes back as it was and visit was not called.
-// A warm dst and a body with nothing to take out cost no allocation.
-func Rewrite(dst []byte, kind Kind, body, badge []byte, visit func(*SignalRecord)) ([]byte, Result, error) {
-	var w walker
-	if err := w.message(kind.request(), body); err != nil {
+// change them, and dst must not overlap them. On a [*MalformedError] dst comes back as it was and the visitor heard nothing.
+// A warm Rewriter with a warm dst costs no allocation for a body without signals, nor for signals that are dropped.
+func (r *Rewriter) Rewrite(dst []byte, kind Kind, body, badge []byte, v Visitor) ([]byte, Result, error) {
+	if err := r.Check(kind, body); err != nil {
 		return dst, Result{}, err
 	}
+	dst, res := r.Copy(dst, badge, v)
+	return dst, res, nil
+}
+
+// Check is the first half of Rewrite: it validates body, which must stay as it is until Copy.
+func (r *Rewriter) Check(kind Kind, body []byte) error {
+	r.w = walker{kind: kind, body: body, marked: r.w.marked[:0]}
+	err := r.w.message(kind.request(), body)
 	if kind != Logs {
-		w.signals = false
+		r.w.signals = false
 	}
+	return err
+}
+
+// Size is the most that Copy will append of the body that Check accepted last, with a badge of so many bytes.
+func (r *Rewriter) Size(badge int) int {
+	if r.w.records == 0 {
+		return 0
+	}
+	return len(r.w.body) + r.w.resources*(badge+lengths)
+}
+
+// lengths is what the lengths around one resource may grow by, for each of them.
+const lengths = 24
+
+// Copy is the second half of Rewrite, for the body that Check accepted last. It lets go of the body.
+func (r *Rewriter) Copy(dst, badge []byte, v Visitor) ([]byte, Result) {
+	w := &r.w
+	body := w.body
+	dst = slices.Grow(dst, r.Size(len(badge)))
 	if !w.forged && !w.signals && !w.legacy {
-		if w.records == 0 {
-			return dst, Result{}, nil
+		res := Result{Records: w.records}
+		if w.records > 0 {
+			dst = splice(dst, body, badge)
 		}
-		dst = slices.Grow(dst, len(body)+w.resources*(len(badge)+24))
-		return splice(dst, body, badge), Result{Records: w.records}, nil
+		r.let()
+		return dst, res
 	}
-	c := cutter{kind: kind, badge: badge, visit: visit}
+	c := &r.c
+	c.kind, c.badge, c.drop, c.visit, c.forged, c.marked, c.record, c.result = w.kind, badge, v.Drop, v.Visit, w.forged, w.marked, 0, Result{}
 	start := len(dst)
-	dst = slices.Grow(dst, len(body)+w.resources*(len(badge)+24))
 	dst = c.request(dst, body)
 	c.result.Records = w.records - c.result.Signals
 	if c.result.Records == 0 {
 		dst = dst[:start]
 	}
-	return dst, c.result, nil
+	res := c.result
+	r.let()
+	return dst, res
+}
+
+// kept bounds the scratch that a Rewriter keeps of each kind, in bytes.
+const kept = 64 << 10
+
+// let lets go of what is not the Rewriter's own, and of scratch that only a rare body needs.
+func (r *Rewriter) let() {
+	r.w.body = nil
+	c := &r.c
+	c.badge, c.drop, c.visit, c.marked = nil, nil, nil, nil
+	if cap(r.w.marked) > kept/4 {
+		r.w.marked = nil
+	}
+	if cap(c.keys) > kept {
+		c.keys = nil
+	}
+	if cap(c.values) > kept {
+		c.values = nil
+	}
 }
 
 // splice copies a valid body that has nothing to take out.
@@ -90,8 +153,29 @@ func splice(dst, body, badge []byte) []byte {
 type cutter struct {
 	kind   Kind
 	badge  []byte
+	drop   func([]byte) bool
 	visit  func(*SignalRecord)
 	result Result
+
+	forged bool    // something under the namespace has to go
+	marked []int32 // places of the records that may be signals, as the walk counted and in its order; what it has passed is cut off
+	record int32   // place of the next record
+
+	// Of the signal under way.
+	signal       SignalRecord
+	keys, values []byte
+	ends         []ends
+}
+
+// mayBeSignal says whether the walk marked the next record, and goes on to the one after.
+func (c *cutter) mayBeSignal() bool {
+	at := c.record
+	c.record++
+	if len(c.marked) == 0 || c.marked[0] != at {
+		return false
+	}
+	c.marked = c.marked[1:]
+	return true
 }
 
 func (c *cutter) request(dst, body []byte) []byte {
@@ -129,8 +213,12 @@ func (c *cutter) resource(dst, b []byte) ([]byte, bool) {
 	room := sizeUvarint(uint64(held))
 	dst, at := openLen(dst, room)
 	for f := (fields{b: b}); f.next(); {
-		if f.num == 1 {
+		switch {
+		case f.num != 1:
+		case c.forged:
 			dst = c.strip(dst, &schema.resource, f.val)
+		default:
+			dst = append(dst, f.val...)
 		}
 	}
 	dst = append(dst, c.badge...)
@@ -165,24 +253,38 @@ func (c *cutter) resource(dst, b []byte) ([]byte, bool) {
 // scope copies the content of a ScopeLogs or its like, and reports whether taking signals out left it without records.
 func (c *cutter) scope(dst []byte, m *message, b []byte) ([]byte, bool) {
 	if c.kind != Logs {
-		return c.strip(dst, m, b), false
+		return c.stripped(dst, m, b), false
 	}
 	kept, taken := 0, 0
+	from := 0 // b[from:] is not copied yet
 	for f := (fields{b: b}); f.next(); {
 		switch {
-		case f.num == 2 && isSignal(f.val):
+		case f.num == 2 && c.mayBeSignal() && isSignal(f.val):
 			taken++
+			dst = append(dst, b[from:f.i-len(f.raw)]...)
+			from = f.i
 			c.take(f.val)
+			continue
 		case f.num == 2:
 			kept++
-			dst = c.stripField(dst, f.num, m.fields[2].msg, f.val)
-		case f.num == 1:
-			dst = c.stripField(dst, f.num, m.fields[1].msg, f.val)
-		default:
-			dst = append(dst, f.raw...)
+		case f.num != 1:
+			continue
+		}
+		if c.forged {
+			dst = append(dst, b[from:f.i-len(f.raw)]...)
+			from = f.i
+			dst = c.stripField(dst, f.num, m.fields[f.num].msg, f.val)
 		}
 	}
-	return dst, taken > 0 && kept == 0
+	return append(dst, b[from:]...), taken > 0 && kept == 0
+}
+
+// stripped is strip where there is something to strip.
+func (c *cutter) stripped(dst []byte, m *message, b []byte) []byte {
+	if !c.forged {
+		return append(dst, b...)
+	}
+	return c.strip(dst, m, b)
 }
 
 // strip copies the content of a message of type m without the attributes under the namespace, at any depth.

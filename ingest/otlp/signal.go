@@ -2,32 +2,36 @@ package otlp
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"math"
+	"strconv"
 )
 
 // eventNameKey is the attribute that named a log record's event before LogRecord had a field for it.
 const eventNameKey = "event.name"
 
-// Attribute is one attribute of a signal, in the order in which it was sent. Value is valid JSON, whose reader owns it.
+// Limits of one signal. What is past them is handed over as [SignalRecord.Over], not decoded: a signal is a small thing, and what it costs to
+// decode must stay in proportion to what was sent.
+const (
+	MaxSignalAttributes = 1024
+	MaxSignalBytes      = 512 << 10 // of the JSON of all attributes, their keys included
+)
+
+// Attribute is one attribute of a signal, in the order in which it was sent. Value is valid JSON.
 type Attribute struct {
 	Key   string
 	Value json.RawMessage
 }
 
-// SignalRecord is a log record that is a signal. It belongs to the visitor but for Raw, which is part of the request's body.
+// SignalRecord is a log record that is a signal. It lives for the visitor's call only, but for the keys, which are its own.
 type SignalRecord struct {
 	// Attributes holds what the client sent, twins included, without the `flowstate.*` that is not the client's to write.
 	// Integers are JSON numbers however large, bytes are base64, NaN and the infinities are the strings of OTLP/JSON.
 	Attributes           []Attribute
 	TimeUnixNano         uint64 // 0 where the sender gave none
 	ObservedTimeUnixNano uint64 // 0 where the sender gave none
-	SeverityNumber       int32  // 0 (unspecified) to 24 by OTLP; not checked
-	SeverityText         string
-	Body                 json.RawMessage // nil where there is none
-	TraceID, SpanID      string          // lower-case hex, or ""
-	Raw                  []byte          // the LogRecord in protobuf as it was sent; valid during the call only
+	Raw                  []byte // the LogRecord in protobuf as it was sent
+	Over                 string // not "": the signal is over a limit, which this names, and Attributes is empty
 }
 
 // namesSignal says whether an event name makes its record a signal. It is generous, because a consumer may be: spaces
@@ -41,7 +45,7 @@ func isSignal(record []byte) bool {
 	for f := (fields{b: record}); f.next(); {
 		switch f.num {
 		case 6:
-			if string(keyOf(f.val)) == eventNameKey && namesSignal(stringOf(valueOf(f.val))) {
+			if key, value := pairOf(f.val); string(key) == eventNameKey && namesSignal(stringOf(value)) {
 				return true
 			}
 		case 12:
@@ -53,38 +57,96 @@ func isSignal(record []byte) bool {
 	return false
 }
 
-// take hands a signal to the visitor.
+// take hands a signal to the visitor, unless its type alone says that it goes nowhere.
 func (c *cutter) take(record []byte) {
 	c.result.Signals++
-	s := SignalRecord{Raw: record}
+	if c.drop != nil && !c.forged && c.dropped(record) {
+		return
+	}
+	s := &c.signal
+	*s = SignalRecord{Raw: record, Attributes: s.Attributes[:0]}
+	c.keys, c.values, c.ends = c.keys[:0], c.values[:0], c.ends[:0]
 	for f := (fields{b: record}); f.next(); {
 		switch f.num {
 		case 1:
 			s.TimeUnixNano = littleEndian(f.val)
-		case 2:
-			s.SeverityNumber = int32(f.uvarint())
-		case 3:
-			s.SeverityText = string(f.val)
-		case 5:
-			s.Body = appendAnyJSON(nil, f.val)
 		case 6:
-			key := keyOf(f.val)
+			key, value := pairOf(f.val)
 			if isForged(key) {
 				c.result.Stripped++
 				continue
 			}
-			s.Attributes = append(s.Attributes, Attribute{string(key), appendAnyJSON(nil, valueOf(f.val))})
-		case 9:
-			s.TraceID = hex.EncodeToString(f.val)
-		case 10:
-			s.SpanID = hex.EncodeToString(f.val)
+			c.attribute(key, value)
 		case 11:
 			s.ObservedTimeUnixNano = littleEndian(f.val)
 		}
 	}
-	if c.visit != nil {
-		c.visit(&s)
+	if s.Over == "" {
+		// One piece of memory for all keys and one for all values: an attribute may have two bytes.
+		keys, from := string(c.keys), ends{}
+		for _, to := range c.ends {
+			s.Attributes = append(s.Attributes, Attribute{keys[from.key:to.key], c.values[from.value:to.value:to.value]})
+			from = to
+		}
 	}
+	if c.visit != nil {
+		c.visit(s)
+	}
+	clear(s.Attributes)
+	s.Raw = nil
+}
+
+// attribute decodes one attribute of the signal under way, within the limits.
+func (c *cutter) attribute(key, value []byte) {
+	s := &c.signal
+	switch {
+	case s.Over != "":
+	case len(c.ends) == MaxSignalAttributes:
+		s.Over = "it has more than " + strconv.Itoa(MaxSignalAttributes) + " attributes"
+	case len(key)+len(value) > MaxSignalBytes+16: // a tag and a length are no part of the JSON
+		s.Over = overBytes
+	default:
+		c.keys = append(c.keys, key...)
+		c.values = appendAnyJSON(c.values, value)
+		c.ends = append(c.ends, ends{len(c.keys), len(c.values)})
+		if len(c.keys)+len(c.values) > MaxSignalBytes {
+			s.Over = overBytes
+		}
+	}
+}
+
+const overBytes = "its attributes have more than 524288 bytes" // MaxSignalBytes, as a test says
+
+// ends are where the key and the value of an attribute end among all of its signal's.
+type ends struct{ key, value int }
+
+// The names of attributes by which a signal may speak of somebody else than its sender, or not of one type.
+var (
+	signalType    = []byte("signal.type")
+	signalSubject = []byte("signal.subject.")
+)
+
+// dropped asks about a signal that says of what type it is, once and as a string, and names no subject.
+func (c *cutter) dropped(record []byte) bool {
+	var sent []byte
+	for f := (fields{b: record}); f.next(); {
+		if f.num != 6 {
+			continue
+		}
+		key, value := pairOf(f.val)
+		switch {
+		case len(key) < len(signalType) || key[6] != '.':
+		case bytes.Equal(key, signalType):
+			name := stringOf(value)
+			if sent != nil || name == nil {
+				return false
+			}
+			sent = name
+		case bytes.HasPrefix(key, signalSubject):
+			return false
+		}
+	}
+	return sent != nil && c.drop(sent)
 }
 
 func littleEndian(b []byte) uint64 {
@@ -95,14 +157,21 @@ func littleEndian(b []byte) uint64 {
 	return v
 }
 
-// valueOf is the encoded AnyValue of a valid KeyValue, nil where there is none.
-func valueOf(b []byte) []byte {
+// pairOf is the key and the encoded AnyValue of a valid KeyValue, each nil where there is none.
+func pairOf(b []byte) ([]byte, []byte) {
+	if key, value, ok := plainKeyValue(b); ok {
+		return key, value
+	}
+	var key, value []byte
 	for f := (fields{b: b}); f.next(); {
-		if f.num == 2 {
-			return f.val
+		switch f.num {
+		case 1:
+			key = f.val
+		case 2:
+			value = f.val
 		}
 	}
-	return nil
+	return key, value
 }
 
 // stringOf is the string that a valid AnyValue holds, nil where it holds something else.
@@ -169,9 +238,10 @@ func appendObjectJSON(dst, b []byte) []byte {
 		if n++; n > 1 {
 			dst = append(dst, ',')
 		}
-		dst = appendJSONString(dst, keyOf(f.val))
+		key, value := pairOf(f.val)
+		dst = appendJSONString(dst, key)
 		dst = append(dst, ':')
-		dst = appendAnyJSON(dst, valueOf(f.val))
+		dst = appendAnyJSON(dst, value)
 	}
 	return append(dst, '}')
 }

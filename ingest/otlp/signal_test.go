@@ -133,8 +133,7 @@ func TestSignalRecordIsDecoded(t *testing.T) {
 	}
 	rec := &logs.LogRecord{
 		TimeUnixNano: 1795473613000000001, ObservedTimeUnixNano: 2, SeverityNumber: 17, SeverityText: "ERROR", EventName: signalEvent,
-		TraceId: []byte("\x00\x01456789abcdef01"), SpanId: []byte("\xff1234567"),
-		Body: object(kv("a", list(strValue("x"), integer("", 1).Value))),
+		Body: strValue("not an attribute"),
 		Attributes: []*common.KeyValue{
 			str("signal.type", "prompt_injection"), str("signal.type", "twice"), str("flowstate.org", "evil"),
 			str("text", "a\"b\\c\n\r\t\x01é\u2028"), integer("int", math.MinInt64), integer("big", math.MaxInt64),
@@ -151,7 +150,7 @@ func TestSignalRecordIsDecoded(t *testing.T) {
 	}
 	var got strings.Builder
 	_, res, err := Rewrite(nil, Logs, marshal(t, request1(&logs.ScopeLogs{LogRecords: []*logs.LogRecord{rec}})), testBadge(), func(s *SignalRecord) {
-		fmt.Fprintln(&got, s.TimeUnixNano, s.ObservedTimeUnixNano, s.SeverityNumber, s.SeverityText, s.TraceID, s.SpanID, string(s.Body))
+		fmt.Fprintln(&got, s.TimeUnixNano, s.ObservedTimeUnixNano, s.Over)
 		for _, a := range s.Attributes {
 			if !json.Valid(a.Value) {
 				t.Errorf("%s: %s", a.Key, a.Value)
@@ -162,7 +161,7 @@ func TestSignalRecordIsDecoded(t *testing.T) {
 	if err != nil || res != (Result{Signals: 1, Stripped: 1}) {
 		t.Fatalf("%+v %v", res, err)
 	}
-	want := `1795473613000000001 2 17 ERROR 00013435363738396162636465663031 ff31323334353637 {"a":["x",1]}
+	want := `1795473613000000001 2 
 signal.type="prompt_injection"
 signal.type="twice"
 text="a\"b\\c\n\r\t\u0001é` + "\u2028" + `"
@@ -186,5 +185,108 @@ none=null
 `
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &got, want)
+	}
+}
+
+// One attribute more or one byte more than the limit is not decoded, and says so; the signal beside it is not touched by that.
+func TestSignalsOverTheLimitsAreNotDecoded(t *testing.T) {
+	attributes := func(n int) *logs.LogRecord {
+		r := &logs.LogRecord{EventName: signalEvent}
+		for range n {
+			r.Attributes = append(r.Attributes, &common.KeyValue{})
+		}
+		return r
+	}
+	text := func(n int) *logs.LogRecord { // a quoted string of n bytes under a key of one
+		return &logs.LogRecord{EventName: signalEvent, Attributes: []*common.KeyValue{str("k", strings.Repeat("x", n-3))}}
+	}
+	escaped := &logs.LogRecord{EventName: signalEvent, Attributes: []*common.KeyValue{str("k", strings.Repeat("\x01", MaxSignalBytes/4))}}
+	tests := []struct {
+		name string
+		rec  *logs.LogRecord
+		want int // attributes; -1: over
+	}{
+		{"as many attributes as may be", attributes(MaxSignalAttributes), MaxSignalAttributes},
+		{"one more", attributes(MaxSignalAttributes + 1), -1},
+		{"a hundred times as many", attributes(100 * MaxSignalAttributes), -1},
+		{"as many bytes as may be", text(MaxSignalBytes), 1},
+		{"one byte more", text(MaxSignalBytes + 1), -1},
+		{"more bytes as JSON only", escaped, -1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			small := &logs.LogRecord{EventName: signalEvent, Attributes: []*common.KeyValue{str("signal.type", "a")}}
+			body := marshal(t, request1(&logs.ScopeLogs{LogRecords: []*logs.LogRecord{tt.rec, small}}))
+			var got []int
+			_, res, err := Rewrite(nil, Logs, body, testBadge(), func(s *SignalRecord) {
+				n := len(s.Attributes)
+				if s.Over != "" {
+					if n != 0 {
+						t.Errorf("%d attributes, and yet %s", n, s.Over)
+					}
+					n = -1
+				}
+				got = append(got, n)
+			})
+			if err != nil || res.Signals != 2 || len(got) != 2 || got[0] != tt.want || got[1] != 1 {
+				t.Errorf("%v: %+v %v", got, res, err)
+			}
+		})
+	}
+	if want := fmt.Sprintf("its attributes have more than %d bytes", MaxSignalBytes); overBytes != want {
+		t.Errorf("%q, not %q", overBytes, want)
+	}
+}
+
+func TestDropIsAskedByTypeAlone(t *testing.T) {
+	typed := func(more ...*common.KeyValue) []*common.KeyValue {
+		return append([]*common.KeyValue{str("event.name", signalEvent), str("signal.type", "Personal-Use")}, more...)
+	}
+	tests := []struct {
+		name  string
+		attrs []*common.KeyValue
+		asked bool
+	}{
+		{"a type", typed(), true},
+		{"and details", typed(str("signal.severity", "WARN"), str("signal.id", "x"), integer("n", 1), str("session.id", "s")), true},
+		{"details that are wrong", typed(str("n", "1"), str("n", "2")), true},
+		{"a subject", typed(str("signal.subject.id", "somebody")), false},
+		{"an owner", typed(str("signal.subject.owner.kind", "person")), false},
+		{"two types", typed(str("signal.type", "secret_detected")), false},
+		{"no type", []*common.KeyValue{str("event.name", signalEvent)}, false},
+		{"a type that is no string", []*common.KeyValue{str("event.name", signalEvent), integer("signal.type", 1)}, false},
+		{"a type without a value", []*common.KeyValue{str("event.name", signalEvent), {Key: "signal.type"}}, false},
+		{"something forged", typed(str("flowstate.org", "evil")), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			body := marshal(t, request1(&logs.ScopeLogs{LogRecords: []*logs.LogRecord{{Attributes: tt.attrs}, agentRecord(1)}}))
+			for _, drops := range []bool{true, false} {
+				asked, visited := 0, 0
+				var r Rewriter
+				_, res, err := r.Rewrite(nil, Logs, body, testBadge(), Visitor{
+					Drop:  func(sent []byte) bool { asked++; return drops && string(sent) == "Personal-Use" },
+					Visit: func(*SignalRecord) { visited++ },
+				})
+				dropped := tt.asked && drops
+				if err != nil || res.Signals != 1 || res.Records != 1 || asked == 1 != tt.asked || visited == 0 != dropped {
+					t.Errorf("asked %d times, visited %d: %+v %v", asked, visited, res, err)
+				}
+			}
+		})
+	}
+}
+
+// An attribute of a scope may say the same as a signal's, and its place on the wire is the sender's to choose.
+func TestOnlyRecordsAreSignals(t *testing.T) {
+	named := lenField(6, lenField(1, []byte("event.name")), lenField(2, lenField(1, []byte(signalEvent))))
+	record := lenField(2, lenField(3, []byte("INFO")))
+	signal := lenField(2, lenField(12, []byte(signalEvent)))
+	scope := lenField(1, lenField(3, named[2:]))
+	for _, fields := range [][][]byte{{scope, record, signal}, {record, scope, signal}, {record, signal, scope}, {signal, scope, record}} {
+		_, res := checkRewrite(t, Logs, lenField(1, lenField(2, fields...)))
+		if res.Records != 1 || res.Signals != 1 {
+			t.Errorf("%x: %+v", fields, res)
+		}
 	}
 }

@@ -174,3 +174,9 @@ func agentRequest(k Kind, n int) proto.Message {
 	}
 	return agentMetrics(n)
 }
+
+// Rewrite is that of a new Rewriter, with visit for every signal.
+func Rewrite(dst []byte, kind Kind, body, badge []byte, visit func(*SignalRecord)) ([]byte, Result, error) {
+	var r Rewriter
+	return r.Rewrite(dst, kind, body, badge, Visitor{Visit: visit})
+}

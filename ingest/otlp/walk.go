@@ -15,11 +15,22 @@ var unknown = field{}
 // The notes replace a search of the body for "flowstate.": the walk looks at each key anyway, so they cost two comparisons
 // of a length, see any case, and are not misled by a prompt that mentions the product.
 type walker struct {
+	kind      Kind
+	body      []byte
 	records   int
 	resources int
-	forged    bool // an attribute's key, or an EntityRef's, begins with the namespace
-	signals   bool // some attribute or event_name says that its record may be a signal
-	legacy    bool // scopes stand in field 1000
+	forged    bool    // an attribute's key, or an EntityRef's, begins with the namespace
+	signals   bool    // some attribute or event_name says that its record may be a signal
+	marked    []int32 // the places among all records of those that may be signals, in order
+	legacy    bool    // scopes stand in field 1000
+}
+
+// mark notes that the record under way, if there is one, may be a signal.
+func (w *walker) mark() {
+	w.signals = true
+	if at := int32(w.records - 1); at >= 0 && (len(w.marked) == 0 || w.marked[len(w.marked)-1] != at) {
+		w.marked = append(w.marked, at)
+	}
 }
 
 func (w *walker) message(m *message, b []byte) error {
@@ -120,7 +131,9 @@ func (w *walker) content(m *message, f *field, v []byte) error {
 		}
 		switch f.typ {
 		case typeEventName:
-			w.signals = w.signals || namesSignal(v)
+			if namesSignal(v) {
+				w.mark()
+			}
 		case typeEntityKey:
 			w.forged = w.forged || isForged(v)
 		}
@@ -248,7 +261,7 @@ func (w *walker) keyValue(b []byte, depth int, attribute bool) error {
 		if isForged(key) {
 			w.forged = true
 		} else if string(key) == eventNameKey && namesSignal(stringOf(value)) {
-			w.signals = true
+			w.mark()
 		}
 	}
 	return nil
