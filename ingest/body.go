@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"sync"
@@ -86,7 +87,7 @@ type bodies struct {
 
 	// Two pools, so that a small body that is slow to come does not sit on a large buffer.
 	small, large sync.Pool
-	gzips        sync.Pool
+	gzips        sync.Pool     // of *inflater
 	zstds        sync.Pool     // of *zstd.Decoder, for streams
 	zstd         *zstd.Decoder // for DecodeAll, which many goroutines may call
 }
@@ -215,12 +216,18 @@ func (p *bodies) decode(c *charge, how coding, b *buffer) (*buffer, error) {
 		return b, nil
 	}
 	defer p.put(c, b)
-	dst, err := p.get(c, 4*len(b.b))
+	hint := 4 * len(b.b)
+	if how == codedGzip {
+		hint = p.gunzipped(b.b)
+	}
+	dst, err := p.get(c, hint)
 	if err != nil {
 		return nil, err
 	}
 	if how == codedGzip {
-		err = p.gunzip(c, dst, b.b)
+		if err = p.grow(c, dst, hint); err == nil {
+			err = p.gunzip(c, dst, b.b)
+		}
 	} else {
 		err = p.unzstd(c, dst, b.b)
 	}
@@ -231,26 +238,38 @@ func (p *bodies) decode(c *charge, how coding, b *buffer) (*buffer, error) {
 	return dst, nil
 }
 
-func (p *bodies) gunzip(c *charge, dst *buffer, body []byte) error {
-	src := bytes.NewReader(body)
-	zr, ok := p.gzips.Get().(*gzip.Reader)
-	if ok {
-		if err := zr.Reset(src); err != nil {
-			p.gzips.Put(zr)
-			return err
-		}
-	} else {
-		var err error
-		zr, err = gzip.NewReader(src)
-		if err != nil {
-			return err
-		}
+// mostInflated is how many times its size a gzip stream is believed to become before it is seen to.
+const mostInflated = 64
+
+// gunzipped is about how many bytes a gzip stream becomes, and one more so that its end is seen without growing: its last four bytes say so. Who lies there
+// gets what a bomb gets, up to the same limit and charged to the same budget; a second member costs some growing.
+func (p *bodies) gunzipped(body []byte) int {
+	n := len(body)
+	if n < 18 { // a header and a trailer
+		return firstBuffer
 	}
-	defer func() {
-		src.Reset(nil) // let go of the request's bytes before the reader waits in the pool
-		p.gzips.Put(zr)
-	}()
-	return p.fill(c, dst, zr, p.decoded)
+	return int(min(uint64(binary.LittleEndian.Uint32(body[n-4:])), uint64(mostInflated*n), uint64(p.decoded))) + 1
+}
+
+// An inflater reads one gzip stream after another.
+type inflater struct {
+	zr  gzip.Reader
+	src bytes.Reader
+}
+
+func (p *bodies) gunzip(c *charge, dst *buffer, body []byte) error {
+	in, ok := p.gzips.Get().(*inflater)
+	if !ok {
+		in = &inflater{}
+	}
+	in.src.Reset(body)
+	err := in.zr.Reset(&in.src)
+	if err == nil {
+		err = p.fill(c, dst, &in.zr, p.decoded)
+	}
+	in.src.Reset(nil) // let go of the request's bytes before the reader waits in the pool
+	p.gzips.Put(in)
+	return err
 }
 
 const (

@@ -6,6 +6,8 @@ type Message struct {
 	Key     []byte // ORG/KIND/ID of the subject; partitioned by murmur2 as Java's clients do
 	Value   []byte
 	Headers []Header
+
+	lease *lease // whose memory all of it is; nil: its own
 }
 
 // A Header is one Kafka record header.

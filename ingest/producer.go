@@ -197,6 +197,12 @@ func NewProducer(cfg ProducerConfig) (*Producer, error) {
 //
 // Produce owns msgs, the slice and all bytes in it, from here on: they must not be changed, not even after it has returned.
 func (p *Producer) Produce(ctx context.Context, msgs []Message) error {
+	return p.produce(ctx, time.Time{}, msgs)
+}
+
+// produce is Produce with a deadline for the wait, unless it is zero. It costs no timer beside that of Timeout. Of a message with a lease it holds the
+// lease until the attempt has ended, and the list of messages must be the lease's too, or nobody's.
+func (p *Producer) produce(ctx context.Context, deadline time.Time, msgs []Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
@@ -206,7 +212,14 @@ func (p *Producer) Produce(ctx context.Context, msgs []Message) error {
 	if err := p.checkSizes(msgs); err != nil {
 		return err
 	}
-	c := p.newCall(len(msgs))
+	now := time.Now()
+	wait := p.cfg.Timeout
+	if !deadline.IsZero() {
+		if wait = min(wait, deadline.Sub(now)); wait <= 0 {
+			return p.refuse(&UnavailableError{Kind: KindCancelled, Err: context.DeadlineExceeded}, len(msgs))
+		}
+	}
+	c := p.newCall(len(msgs), now, wait)
 	if err := p.route(ctx, c, msgs); err != nil {
 		p.recycle(c)
 		return err
@@ -221,6 +234,9 @@ func (p *Producer) Produce(ctx context.Context, msgs []Message) error {
 		p.recycle(c)
 		return err
 	case <-c.timer.C:
+		if wait < p.cfg.Timeout { // the caller's own deadline
+			return p.leave(c, KindCancelled, context.DeadlineExceeded)
+		}
 		return p.leave(c, KindTimeout, errTimedOut)
 	case <-ctx.Done():
 		return p.leave(c, KindCancelled, context.Cause(ctx))

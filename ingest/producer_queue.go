@@ -119,15 +119,16 @@ func (part *kafkaPartition) endBackoff() {
 	}
 }
 
-// newCall takes a call from the pool and starts its clock.
-func (p *Producer) newCall(n int) *produceCall {
+// newCall takes a call from the pool and starts its clock. Whoever makes it waits for wait; the messages have the time of Timeout in any case, so that
+// deadlines in a queue rise.
+func (p *Producer) newCall(n int, now time.Time, wait time.Duration) *produceCall {
 	c, _ := p.calls.Get().(*produceCall)
 	if c == nil {
-		c = &produceCall{done: make(chan struct{}, 1), timer: time.NewTimer(p.cfg.Timeout)}
+		c = &produceCall{done: make(chan struct{}, 1), timer: time.NewTimer(wait)}
 	} else {
-		c.timer.Reset(p.cfg.Timeout)
+		c.timer.Reset(wait)
 	}
-	c.deadline = time.Now().Add(p.cfg.Timeout)
+	c.deadline = now.Add(p.cfg.Timeout)
 	c.parts = slices.Grow(c.parts[:0], n)
 	c.acked = append(c.acked[:0], make([]bool, n)...)
 	return c
@@ -225,6 +226,7 @@ func (p *Producer) enqueue(c *produceCall, msgs []Message) error {
 	c.pending = len(msgs)
 	for i := range msgs {
 		part := c.parts[i]
+		msgs[i].lease.hold()
 		part.queue = append(part.queue, produceEntry{msg: &msgs[i], call: c, index: int32(i), size: int32(recordSize(&msgs[i]))})
 		p.schedule(part)
 	}
@@ -360,6 +362,7 @@ func (p *Producer) decide(e *produceEntry, err error) {
 		c.written = true
 	}
 	p.inFlight.Add(-int64(e.size + entryOverhead))
+	e.msg.lease.release()
 	p.open--
 	if p.open == 0 && p.isClosing() {
 		close(p.drained)

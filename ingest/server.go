@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -35,8 +36,9 @@ type Server struct {
 	cfg  ServerConfig
 	http *fasthttp.Server
 	// base is the context of every request. A *fasthttp.RequestCtx is done only when the server stops, so it says nothing of one request.
-	base   context.Context
-	cancel context.CancelFunc
+	base     context.Context
+	cancel   context.CancelFunc
+	requests sync.Pool // of *request
 }
 
 const (
@@ -104,10 +106,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return s.http.ShutdownWithContext(ctx)
 }
 
-// request reads the headers. Its bytes are fasthttp's, until the handler returns.
-func (s *Server) request(ctx *fasthttp.RequestCtx) request {
+// request reads the headers into r. Its bytes are fasthttp's, until the handler returns.
+func (s *Server) request(ctx *fasthttp.RequestCtx, r *request) {
 	h := &ctx.Request.Header
-	r := request{
+	*r = request{
 		id:             newRequestID(),
 		method:         ctx.Method(),
 		path:           ctx.Path(),
@@ -117,6 +119,7 @@ func (s *Server) request(ctx *fasthttp.RequestCtx) request {
 		remote:         s.remote(ctx),
 		received:       time.Now(),
 		length:         max(h.ContentLength(), -1), // -2 is none, of which there is no stream
+		answer:         r.answer,
 	}
 	var twice bool
 	r.key, twice = single(h.PeekAll("X-Flowstate-Key"))
@@ -130,8 +133,25 @@ func (s *Server) request(ctx *fasthttp.RequestCtx) request {
 	default:
 		r.contentEncoding = bytes.Join(codings, []byte(","))
 	}
-	return r
 }
+
+// take returns a request that was used before, or a new one, and put takes it back once its answer is copied.
+func (s *Server) take() *request {
+	if r, ok := s.requests.Get().(*request); ok {
+		return r
+	}
+	return &request{}
+}
+
+func (s *Server) put(r *request) {
+	*r = request{answer: r.answer[:0]}
+	if cap(r.answer) <= maxAnswer {
+		s.requests.Put(r)
+	}
+}
+
+// maxAnswer is the largest room for an answer that is kept: that of an OTLP answer with all of its text.
+const maxAnswer = 8 << 10
 
 // single is the one value of a header. The same value twice is one; it reports whether there are different ones, of which a proxy before us
 // may have looked at another than we would.
@@ -150,7 +170,9 @@ func single(values [][]byte) ([]byte, bool) {
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	c := ours(ctx.Conn())
 	c.linger.Store(false)
-	r := s.request(ctx)
+	r := s.take()
+	defer s.put(r)
+	s.request(ctx, r)
 	if string(r.method) == "PRI" {
 		s.http2(ctx, r.remote)
 		return
@@ -159,8 +181,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if r.body == nil {
 		r.length, r.read = 0, true
 	}
-	res := s.cfg.Edge.serve(s.base, &r)
-	s.write(ctx, &r, res)
+	s.write(ctx, r, s.cfg.Edge.serve(s.base, r))
 	if r.read || r.length == 0 {
 		return
 	}
@@ -178,12 +199,14 @@ const dropped = 64 << 10
 // expect answers "Expect: 100-continue": a request that is refused without its body need not send it.
 func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	ours(ctx.Conn()).linger.Store(true) // a client may send without waiting; handle takes it back
-	r := s.request(ctx)
-	res, refused := s.cfg.Edge.refuseEarly(s.base, &r)
+	r := s.take()
+	defer s.put(r)
+	s.request(ctx, r)
+	res, refused := s.cfg.Edge.refuseEarly(s.base, r)
 	if !refused {
 		return fasthttp.StatusContinue
 	}
-	s.write(ctx, &r, res)
+	s.write(ctx, r, res)
 	return res.code
 }
 
@@ -206,7 +229,7 @@ func (s *Server) write(ctx *fasthttp.RequestCtx, r *request, res response) {
 		h.Set("RateLimit-Policy", fmt.Sprintf("%q;q=%d;w=1", res.limit.By, res.limit.Limit))
 		h.Set("RateLimit", fmt.Sprintf("%q;r=%d;t=%d", res.limit.By, res.limit.Remaining, int(math.Ceil(res.limit.Reset.Seconds()))))
 	}
-	ctx.Response.SetBodyRaw(res.body)
+	ctx.Response.SetBody(res.body) // a copy: it may be the request's own room
 }
 
 // remote is the sender's address: the connection's, or what a trusted proxy says it is.

@@ -41,7 +41,7 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 	if err != nil {
 		return e.refuse(r, rt, parseRefusal(err))
 	}
-	b := &batch{}
+	b := e.batch()
 	answer := signalsAnswer{Filtered: []filteredItem{}, Invalid: []invalidItem{}}
 	deciding, decided := e.deciding(ctx, id.Principal)
 	defer decided()
@@ -51,6 +51,7 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 			var t tally
 			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
 			e.settle(id, &t)
+			e.done(b)
 			return e.refuse(r, rt, *subjectUnknown(i))
 		}
 		switch {
@@ -63,11 +64,13 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 		}
 	}
 	c.release()
-	if fail := e.forward(ctx, b, id, r.received); fail != nil {
+	if fail := e.forward(ctx, b, id, r); fail != nil {
+		e.done(b)
 		return e.refuse(r, rt, *fail)
 	}
 	answer.Accepted -= len(b.refused)
 	answer.Invalid = append(answer.Invalid, b.refused...)
+	e.done(b)
 	out, err := json.Marshal(answer)
 	if err != nil {
 		panic("BUG: answer does not marshal: " + err.Error())

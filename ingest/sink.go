@@ -91,27 +91,27 @@ func (e *errSpool) Error() string { return fmt.Sprintf("%v, and %v", e.kafka, e.
 
 func (e *errSpool) Unwrap() error { return e.err }
 
-// deliver makes messages durable and says what became of each. The error is nil if none is notKept. key is whose budget they count against. The end of ctx
-// ends the wait for Kafka; deliver owns messages from here on.
-func (s *Sink) deliver(ctx context.Context, key string, messages []Message) ([]fate, error) {
-	fates := make([]fate, len(messages))
+// deliver makes messages durable and says in fates, which has a place for each and is empty, what became of them. The error is nil if none is notKept. key is
+// whose budget they count against. The end of ctx, and deadline unless it is zero, end the wait for Kafka; deliver owns messages from here on, but for
+// those with a lease, which the caller holds until it returns.
+func (s *Sink) deliver(ctx context.Context, deadline time.Time, key string, messages []Message, fates []fate) error {
 	bytes := int64(0)
 	for i := range messages {
 		bytes += int64(recordSize(&messages[i]) + entryOverhead)
 	}
 	if !s.begin(key, bytes) {
 		s.metrics.keyOverloads.Inc()
-		return fates, fmt.Errorf("%w for this key", ErrOverloaded)
+		return fmt.Errorf("%w for this key", ErrOverloaded)
 	}
 	defer s.end(key, bytes)
-	err := s.toKafka(ctx, messages, fates)
+	err := s.toKafka(ctx, deadline, messages, fates)
 	if err == nil && !slices.Contains(fates, notKept) {
-		return fates, nil
+		return nil
 	}
 	if errors.Is(err, ErrOverloaded) || s.cfg.Spool == nil {
-		return fates, err
+		return err
 	}
-	return fates, s.toSpool(ctx, messages, fates, err)
+	return s.toSpool(ctx, messages, fates, err)
 }
 
 func (s *Sink) begin(key string, bytes int64) bool {
@@ -128,21 +128,35 @@ func (s *Sink) begin(key string, bytes int64) bool {
 func (s *Sink) end(key string, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byKey[key] -= bytes; s.byKey[key] <= 0 {
+	if n := s.byKey[key] - bytes; n > 0 {
+		s.byKey[key] = n
+	} else {
 		delete(s.byKey, key)
 	}
 }
 
 // toKafka sends what may be sent, each partition's messages by a call of their own, so that an error is about one partition. It returns the first error.
-func (s *Sink) toKafka(ctx context.Context, messages []Message, fates []fate) error {
+func (s *Sink) toKafka(ctx context.Context, deadline time.Time, messages []Message, fates []fate) error {
+	if len(messages) == 1 {
+		return s.toPartition(ctx, deadline, s.producer.partitionOf(messages[0].Topic, messages[0].Key), messages, fates)
+	}
 	groups := s.producer.groupByPartition(messages)
 	if len(groups) == 1 {
-		return s.toPartition(ctx, groups[0], messages, fates)
+		return s.toPartition(ctx, deadline, groups[0].partition, messages, fates)
 	}
 	errs := make([]error, len(groups))
 	var wg sync.WaitGroup
 	for i, g := range groups {
-		wg.Go(func() { errs[i] = s.toPartition(ctx, g, messages, fates) })
+		wg.Go(func() {
+			sent, theirs := make([]Message, len(g.places)), make([]fate, len(g.places))
+			for j, at := range g.places {
+				sent[j] = messages[at]
+			}
+			errs[i] = s.toPartition(ctx, deadline, g.partition, sent, theirs)
+			for j, at := range g.places { // the groups have different places
+				fates[at] = theirs[j]
+			}
+		})
 	}
 	wg.Wait()
 	for _, err := range errs {
@@ -153,45 +167,52 @@ func (s *Sink) toKafka(ctx context.Context, messages []Message, fates []fate) er
 	return errors.Join(errs...)
 }
 
-// toPartition sends the messages of one partition, unless it is known to be sick. Different groups have different places in fates.
-func (s *Sink) toPartition(ctx context.Context, g partitionGroup, messages []Message, fates []fate) error {
+// toPartition sends messages of one partition, unless it is known to be sick.
+func (s *Sink) toPartition(ctx context.Context, deadline time.Time, part partitionID, messages []Message, fates []fate) error {
 	probe := false
 	if s.cfg.Spool != nil {
-		if s.breakers.sick(g.partition) && s.producer.Healthy() != nil {
+		if s.breakers.sick(part) && s.producer.Healthy() != nil {
 			return nil // the look-up of the leaders tells sooner than a sender's wait
 		}
 		var ok bool
-		if ok, probe = s.breakers.admit(g.partition, time.Now(), liveProbeAfter); !ok {
+		if ok, probe = s.breakers.admit(part, time.Now(), liveProbeAfter); !ok {
 			return nil
 		}
 	}
-	places := g.places
-	for len(places) > 0 {
-		batch := messages
-		if len(places) < len(messages) {
-			batch = make([]Message, len(places))
-			for i, at := range places {
-				batch[i] = messages[at]
-			}
+	began := time.Now()
+	err := s.producer.produce(ctx, deadline, messages)
+	if err == nil {
+		for i := range fates {
+			fates[i] = inKafka
 		}
-		began := time.Now()
-		err := s.producer.Produce(ctx, batch)
-		waited := time.Since(began)
-		sent, retry := readResult(err, len(batch))
-		for i, f := range sent {
-			fates[places[i]] = f
-		}
-		if retry {
-			places = slices.DeleteFunc(slices.Clone(places), func(at int) bool { return fates[at] == neverFits })
-			continue
-		}
-		s.learn(g.partition, err, waited, probe)
-		if err != nil && slices.Contains(sent, notKept) {
-			return err
-		}
+		s.learn(part, nil, 0, probe)
 		return nil
 	}
-	s.breakers.inconclusive(g.partition, probe)
+	sent, again := readResult(err, len(messages))
+	copy(fates, sent)
+	if again { // those that fit were not sent because of those that never will
+		var rest []Message
+		for i := range messages {
+			if fates[i] != neverFits {
+				rest = append(rest, messages[i])
+			}
+		}
+		if len(rest) == 0 {
+			s.breakers.inconclusive(part, probe)
+			return nil
+		}
+		err = s.producer.produce(ctx, deadline, rest)
+		sent, _ = readResult(err, len(rest))
+		for i := range fates {
+			if fates[i] != neverFits {
+				fates[i], sent = sent[0], sent[1:]
+			}
+		}
+	}
+	s.learn(part, err, time.Since(began), probe)
+	if err != nil && slices.Contains(fates, notKept) {
+		return err
+	}
 	return nil
 }
 

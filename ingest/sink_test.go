@@ -73,7 +73,7 @@ func startDrain(t testing.TB, s *Sink) func() {
 func (s *Sink) deliverOne(key, value string) (fate, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 	defer cancel()
-	fates, err := s.deliver(ctx, "fsk_one", []Message{message(testTopic, key, value)})
+	fates, err := deliver(s, ctx, "fsk_one", []Message{message(testTopic, key, value)})
 	return fates[0], err
 }
 
@@ -81,7 +81,7 @@ func TestSinkWithoutTrouble(t *testing.T) {
 	c := newFake(t)
 	log := openSpool(t, spool.Config{})
 	s := startSink(t, brokersOf(c), SinkConfig{Spool: log})
-	fates, err := s.deliver(t.Context(), "k", []Message{message(testTopic, keyIn(0, 6), "a"), message(testTopic, keyIn(1, 6), "b"), message(testTopic, keyIn(0, 6), "c")})
+	fates, err := deliver(s, t.Context(), "k", []Message{message(testTopic, keyIn(0, 6), "a"), message(testTopic, keyIn(1, 6), "b"), message(testTopic, keyIn(0, 6), "c")})
 	if err != nil || fmt.Sprint(fates) != fmt.Sprint([]fate{inKafka, inKafka, inKafka}) {
 		t.Fatalf("%v %v", fates, err)
 	}
@@ -106,7 +106,7 @@ func TestSinkLateRequest(t *testing.T) {
 	deliver := func(within time.Duration) (fate, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), within)
 		defer cancel()
-		fates, err := s.deliver(ctx, "fsk_one", []Message{message(testTopic, key, within.String())})
+		fates, err := deliver(s, ctx, "fsk_one", []Message{message(testTopic, key, within.String())})
 		return fates[0], err
 	}
 	if f, err := s.deliverOne(key, "well"); f != inKafka || err != nil {
@@ -144,7 +144,7 @@ func TestSinkInvalidToKafka(t *testing.T) {
 	log := openSpool(t, spool.Config{})
 	s := startSink(t, brokersOf(c), SinkConfig{Spool: log})
 	key := keyIn(2, 6)
-	fates, err := s.deliver(t.Context(), "k", []Message{message(testTopic, key, "a"), message(testTopic, key, "poison"), message(testTopic, key, "c")})
+	fates, err := deliver(s, t.Context(), "k", []Message{message(testTopic, key, "a"), message(testTopic, key, "poison"), message(testTopic, key, "c")})
 	if err != nil || fmt.Sprint(fates) != fmt.Sprint([]fate{inKafka, neverTaken, inKafka}) {
 		t.Fatalf("%v %v", fates, err)
 	}
@@ -339,20 +339,20 @@ func TestSinkOverloadedKey(t *testing.T) {
 	big := []Message{message(testTopic, keyIn(0, 6), strings.Repeat("x", 700))}
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.deliver(context.Background(), "fsk_hog", big)
+		_, err := deliver(s, context.Background(), "fsk_hog", big)
 		done <- err
 	}()
 	eventually(t, "it is under way", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.byKey["fsk_hog"] > 0 })
-	if _, err := s.deliver(t.Context(), "fsk_hog", big); !errors.Is(err, ErrOverloaded) || unavailable(err).reason != overloaded {
+	if _, err := deliver(s, t.Context(), "fsk_hog", big); !errors.Is(err, ErrOverloaded) || unavailable(err).reason != overloaded {
 		t.Errorf("the second of the key: %v", err)
 	}
-	if fates, err := s.deliver(t.Context(), "fsk_other", big); err != nil || fates[0] != inSpool {
+	if fates, err := deliver(s, t.Context(), "fsk_other", big); err != nil || fates[0] != inSpool {
 		t.Errorf("another key: %v %v", fates, err)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if _, err := s.deliver(t.Context(), "fsk_hog", big); err != nil {
+	if _, err := deliver(s, t.Context(), "fsk_hog", big); err != nil {
 		t.Errorf("when it was over: %v", err)
 	}
 	f.frozen[0].Store(false)
@@ -443,4 +443,10 @@ func TestEdgeRidesThroughAnOutage(t *testing.T) {
 	if len(ids) != 40 {
 		t.Errorf("%d ids, want 40", len(ids))
 	}
+}
+
+// deliver is Sink.deliver without a deadline, with fates of its own.
+func deliver(s *Sink, ctx context.Context, key string, messages []Message) ([]fate, error) {
+	fates := make([]fate, len(messages))
+	return fates, s.deliver(ctx, time.Time{}, key, messages, fates)
 }

@@ -233,7 +233,7 @@ func TestAlertsAPI(t *testing.T) {
 		r := one(t, "", `{"type":"personalUse-company account"}`)
 		for range 3 {
 			v := c.decider.Decide(t.Context(), service("sa_1", "digest", "production", true), &r, received)
-			drops.Count("acme", &v, received)
+			drops.Count("acme", &v, 1, received)
 		}
 		drops.Flush(t.Context())
 		m = c.call(t, "GET", "/api/v1/service-accounts/sa_1/filtered-signals", "", 200, "FilteredSignals")

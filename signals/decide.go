@@ -129,6 +129,27 @@ func (d *Decider) Decide(ctx context.Context, p *auth.Principal, r *Raised, rece
 	return Verdict{Outcome: Accepted, Type: st.Type, About: about, Event: e}
 }
 
+// FilteredByType decides a signal of p's own by nothing but the type that it was sent with, where that is enough: p is a service account and the type
+// is for persons only. The signal must be about p itself, and its type given once. It is what Decide would say of a signal without a fault of its
+// own; one with a fault is called filtered too, and dropped either way. It borrows sent, and allocates nothing for a type in its usual spelling.
+func (d *Decider) FilteredByType(p *auth.Principal, sent []byte) (Verdict, bool) {
+	if p.Kind != auth.KindServiceAccount {
+		return Verdict{}, false
+	}
+	st, ok := d.cfg.Taxonomy.byName[string(sent)]
+	if !ok {
+		name, good := NormaliseType(string(sent))
+		if !good {
+			return Verdict{}, false
+		}
+		st = d.cfg.Taxonomy.Resolve(name)
+	}
+	if st.AppliesTo != Persons {
+		return Verdict{}, false
+	}
+	return Verdict{Outcome: Filtered, Reason: PersonsOnly, Type: st.Type, About: principalSubject(p).about()}, true
+}
+
 // severity is the rule's where one decided, else the base, capped by the environment of the service.
 func (d *Decider) severity(e *Event) Severity {
 	if e.Rule != nil {

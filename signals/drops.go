@@ -32,12 +32,12 @@ func NewDrops(add func(ctx context.Context, drops []Drop) error, logger *slog.Lo
 	return &Drops{add: add, logger: logger, pending: map[dropKey]Drop{}}
 }
 
-// Count counts one filtered verdict about a subject of org at a time. Other verdicts are not counted.
-func (d *Drops) Count(org string, v *Verdict, at time.Time) {
+// Count counts n signals of org that had the same filtered verdict, by the time when they came. Other verdicts are not counted.
+func (d *Drops) Count(org string, v *Verdict, n int64, at time.Time) {
 	if v.Outcome != Filtered {
 		return
 	}
-	d.merge(Drop{Org: org, SubjectKind: v.About.Kind, SubjectID: v.About.ID, Type: v.Type, Reason: v.Reason, Count: 1, LastAt: at})
+	d.merge(Drop{Org: org, SubjectKind: v.About.Kind, SubjectID: v.About.ID, Type: v.Type, Reason: v.Reason, Count: n, LastAt: at})
 }
 
 func (d *Drops) merge(one Drop) {

@@ -247,10 +247,10 @@ func TestDropsSurviveAnOutage(t *testing.T) {
 		return nil
 	}, quiet())
 	v := Verdict{Outcome: Filtered, Reason: PersonsOnly, Type: PersonalUse, About: About{"service_account", "sa_1"}}
-	d.Count("acme", &v, received)
+	d.Count("acme", &v, 1, received)
 	d.Flush(t.Context())
-	d.Count("acme", &v, received.Add(time.Second))
-	d.Count("acme", &Verdict{Outcome: Accepted}, received)
+	d.Count("acme", &v, 1, received.Add(time.Second))
+	d.Count("acme", &Verdict{Outcome: Accepted}, 1, received)
 	d.Flush(t.Context())
 	away = false
 	d.Flush(t.Context())
@@ -259,7 +259,7 @@ func TestDropsSurviveAnOutage(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	d.Count("acme", &v, received)
+	d.Count("acme", &v, 1, received)
 	cancel()
 	if err := d.Run(ctx); !errors.Is(err, context.Canceled) || len(got) != 2 {
 		t.Errorf("at the end: %v %+v", err, got)

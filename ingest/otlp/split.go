@@ -169,3 +169,51 @@ func (s *splitter) descend(levels []level, header []byte, f *fields, budget, aro
 		return emit(appendBytesField(part, num, inner), records)
 	})
 }
+
+// Halve cuts payload, which Rewrite made and which holds two records at least, into two requests of the same kind: the first half of its records, by
+// number, and the rest, each under copies of the headers that it stood under. emit is called with each and the number of its records, which belongs to
+// it; an error of emit ends it and is returned.
+//
+// It is for a payload that a broker finds too large without saying by how much: sizes cannot tell which of its records is the cause.
+func Halve(payload []byte, kind Kind, emit func(part []byte, records int) error) error {
+	levels := split.logs
+	if kind == Metrics {
+		levels = split.metrics
+	}
+	n, ok := countRecords(levels, payload)
+	if !ok || n < 2 {
+		return errSplit
+	}
+	for _, r := range [2]places{{0, n / 2}, {n / 2, n}} {
+		part, _ := r.copy(nil, levels, payload, 0)
+		if err := emit(part, r.to-r.from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// places are records of a payload, by their number.
+type places struct{ from, to int }
+
+// copy appends the content b of a message without the records at other places, and without what only held those. at is the place of the message's first
+// record; it returns that of the first one behind it.
+func (r places) copy(dst []byte, levels []level, b []byte, at int) ([]byte, int) {
+	for f := (fields{b: b}); f.next(); {
+		if !levels[0].leads(&f) {
+			dst = append(dst, f.raw...)
+			continue
+		}
+		n, _ := countRecords(levels[1:], f.val) // the whole was counted before
+		switch {
+		case n == 0 || at+n <= r.from || at >= r.to:
+		case at >= r.from && at+n <= r.to:
+			dst = append(dst, f.raw...)
+		default:
+			inner, _ := r.copy(nil, levels[1:], f.val, at)
+			dst = appendBytesField(dst, f.num, inner)
+		}
+		at += n
+	}
+	return dst, at
+}
