@@ -63,7 +63,7 @@ func ParseRules(body []byte) ([]Rule, error) {
 	if len(body) > MaxDraftBytes {
 		return nil, PolicyErrors{{Detail: fmt.Sprintf("the draft is larger than %d bytes", MaxDraftBytes)}}
 	}
-	if keys.Match(body) {
+	if found, ok := holdsKey(body); found || !ok {
 		return nil, PolicyErrors{{Detail: "the draft holds a whole key, which everybody would read; name keys by their prefix"}}
 	}
 	body = body[skipSpace(body, 0):]

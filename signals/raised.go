@@ -165,7 +165,12 @@ func (r *Raised) setID(into *string, name, sent string, reason Reason) {
 		r.fail(reason, "%s %s", name, fault)
 		return
 	}
-	*into = redact(sent)
+	clean, ok := redact(sent)
+	if !ok {
+		r.fail(reason, "%s is escaped more than %d times over", name, maxSpelling)
+		return
+	}
+	*into = clean
 }
 
 // badID says what is wrong with an id, or "". Control and format characters are refused: stores cannot keep the first,
@@ -209,5 +214,10 @@ func (r *Raised) setDetails(value []byte, lim Limits) {
 		r.fail(TooLarge, "details have %d bytes, over the limit of %d", b.Len(), lim.DetailsBytes)
 		return
 	}
-	r.Details = redactBytes(b.Bytes())
+	clean, ok := redactBytes(b.Bytes())
+	if !ok {
+		r.fail(TooDeep, "details are escaped more than %d times over", maxSpelling)
+		return
+	}
+	r.Details = clean
 }

@@ -173,7 +173,7 @@ func (s *Store) Alert(ctx context.Context, org, id string) (Alert, error) {
 	return scanAlert(s.r.QueryRowContext(ctx, `SELECT `+alertColumns+` FROM alerts WHERE org = $1 AND id = $2`, org, id).Scan)
 }
 
-// Resolve closes alerts of org, all or none, and returns them in the order of ids; resolving a closed one again says it anew.
+// Resolve closes alerts of org, all or none, with keys in the note cut to their prefix, and returns them in the order of ids; resolving a closed one again says it anew.
 // ErrNotFound names the first id that is not there.
 func (s *Store) Resolve(ctx context.Context, org string, by By, ids []string, how Resolution, note string) ([]Alert, error) {
 	if how != Acknowledged && how != FalsePositive && how != Escalated {
@@ -181,6 +181,11 @@ func (s *Store) Resolve(ctx context.Context, org string, by By, ids []string, ho
 	}
 	if len(note) > MaxNote || badText(note) {
 		return nil, fmt.Errorf("%w: note must be text of at most %d bytes", ErrBadQuestion, MaxNote)
+	}
+	// Everybody reads notes: a key pasted into one would leak.
+	note, ok := redact(note)
+	if !ok {
+		return nil, fmt.Errorf("%w: note is escaped more than %d times over", ErrBadQuestion, maxSpelling)
 	}
 	return s.settle(ctx, org, by, ids, how, note)
 }

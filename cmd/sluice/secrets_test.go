@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -82,10 +83,23 @@ func (s *secretive) hide(whose, raw string) {
 	}
 }
 
+// escape is one character as JSON may write it, in a string within a string too.
+var escape = regexp.MustCompile(`\\+u00([0-9A-Fa-f]{2})`)
+
 // holds says whose secret is in b; "" where there is none.
 func (s *secretive) holds(b []byte) string {
+	decoded := b
+	if bytes.Contains(b, []byte(`\u00`)) {
+		decoded = escape.ReplaceAllFunc(b, func(e []byte) []byte {
+			var c [1]byte
+			if _, err := hex.Decode(c[:], e[len(e)-2:]); err != nil {
+				panic("BUG: " + err.Error())
+			}
+			return c[:]
+		})
+	}
 	for secret, whose := range s.secrets {
-		if bytes.Contains(b, []byte(secret)) {
+		if bytes.Contains(b, []byte(secret)) || bytes.Contains(decoded, []byte(secret)) {
 			return whose
 		}
 	}
@@ -122,6 +136,16 @@ func (s *secretive) ask(t *testing.T, status int, method, target, body string, h
 	return r
 }
 
+// hidden is a key as a detector may have found it: some of its characters escaped, and all of it a string within a string.
+func hidden(key string) string {
+	each := ""
+	for i := range len(key) {
+		each += fmt.Sprintf(`\u%04X`, key[i])
+	}
+	within := strings.ReplaceAll(each, `\`, `\\`)
+	return fmt.Sprintf(`{"plain":%q,"first":"\u0066%s","each":"%s","within":"{\"a\":\"%s\"}","%s":[{"\u0066%s":1}]}`, key, key[1:], each, within, each, key[1:])
+}
+
 // use sends with a key, in each way that it may be sent, and each kind of telemetry.
 func (s *secretive) use(t *testing.T, status int, key string) {
 	t.Helper()
@@ -131,8 +155,8 @@ func (s *secretive) use(t *testing.T, status int, key string) {
 		{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(demoOrg+":"+key))},
 	} {
 		for path, body := range map[string]string{
-			"/v1/signals": `[{"type":"forecast_breach"},{"type":"personal_use_company_account"},{"type":"-"}]`,
-			"/v1/logs":    `{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"hello"}},{"eventName":"flowstate.signal","attributes":[{"key":"signal.type","value":{"stringValue":"prompt_injection"}}]}]}]}]}`,
+			"/v1/signals": `[{"type":"forecast_breach"},{"type":"personal_use_company_account"},{"type":"-"},{"type":"api_key_in_prompt","details":` + hidden(key) + `}]`,
+			"/v1/logs":    `{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"hello"}},{"eventName":"flowstate.signal","attributes":[{"key":"signal.type","value":{"stringValue":"prompt_injection"}},{"key":"found","value":{"stringValue":` + strconv.Quote(hidden(key)) + `}}]}]}]}]}`,
 			"/v1/traces":  `{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","name":"chat","kind":1,"startTimeUnixNano":"1","endTimeUnixNano":"2"}]}]}]}`,
 			"/v1/metrics": `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"n","gauge":{"dataPoints":[{"asInt":"1","timeUnixNano":"1"}]}}]}]}]}`,
 		} {
@@ -477,7 +501,7 @@ func TestSecretsAreFound(t *testing.T) {
 	}
 	for _, text := range []string{
 		"KEY=" + raw, raw[17:], fmt.Sprintf("%x", raw), fmt.Sprintf("%X", "ab"+raw+"c"), string(asJSON),
-		base64.StdEncoding.EncodeToString([]byte(raw)), base64.StdEncoding.EncodeToString([]byte("acme:" + raw)), base64.RawURLEncoding.EncodeToString([]byte("ab" + raw + "yz")),
+		hidden(raw), strings.ReplaceAll(hidden(raw), raw, ""), base64.StdEncoding.EncodeToString([]byte(raw)), base64.StdEncoding.EncodeToString([]byte("acme:" + raw)), base64.RawURLEncoding.EncodeToString([]byte("ab" + raw + "yz")),
 	} {
 		if s.holds([]byte(text)) == "" {
 			t.Errorf("%q is not found", text)
