@@ -14,16 +14,21 @@ import (
 var (
 	errOverTotal  = errors.New("look-ups over budget")
 	errOverSource = errors.New("look-ups of this address over budget")
+	errOverAsker  = errors.New("unknown subjects of this detector over budget")
 	errOverSlots  = errors.New("too many look-ups at once")
 	errBreaker    = errors.New("database away")
 	errBehind     = errors.New("database answers with an older version than it announced")
 )
 
-const maxSources = 65_536 // addresses that are remembered; the least used go first
+const (
+	maxSources = 65_536 // addresses that are remembered; the least used go first
+	maxAskers  = 16_384 // detectors' keys, the same
+)
 
 // budget keeps look-ups in Truth within what it can bear. A look-up of a key that no cache knows pays from the budget of
 // its address and from the common one, and is paid back when the key turns out to be good; so only misses count, and a
-// flood of them spends its own address's share. A quarter of the common budget is for addresses that sent a good key within
+// flood of them spends its own address's share. A subject that a detector names pays from the budget of the detector's key and
+// from the common one, by the same rule, so that a detector with an old list of names starves nobody. A quarter of the common budget is for addresses that sent a good key within
 // the last hour, so that a flood from everywhere leaves them their look-ups. Keys that are known pay nothing and have half of
 // the slots to themselves.
 type budget struct {
@@ -32,7 +37,9 @@ type budget struct {
 	perSecond int64  // of total
 	reserved  int64  // of familiar
 	perSource int64
+	perAsker  int64
 	sources   *otter.Cache[netip.Addr, *source]
+	askers    *otter.Cache[string, *bucket]
 	slots     chan struct{}
 	unknown   chan struct{} // the part of slots that unknown keys may hold
 }
@@ -54,7 +61,9 @@ func newBudget(cfg ChainConfig) *budget {
 		perSecond: max(int64(cfg.MissesPerSecond)-reserved, 1),
 		reserved:  reserved,
 		perSource: int64(cfg.MissesPerSource),
+		perAsker:  int64(cfg.MissesPerDetector),
 		sources:   otter.Must(&otter.Options[netip.Addr, *source]{MaximumSize: maxSources}),
+		askers:    otter.Must(&otter.Options[string, *bucket]{MaximumSize: maxAskers}),
 		slots:     make(chan struct{}, cfg.Concurrent),
 		unknown:   make(chan struct{}, max(cfg.Concurrent/2, 1)),
 	}
@@ -90,6 +99,35 @@ func (b *budget) payBack(now int64, p payment) {
 	p.from.refund(1, b.perSource)
 	p.common.refund(1, p.rate)
 	p.from.good.Store(now)
+}
+
+// payFor takes one look-up of a subject from the budget of the detector with this key prefix ("": nobody's) and the common one.
+// What it returns is for refundFor, for a subject that there is.
+func (b *budget) payFor(now int64, by string) (*bucket, error) {
+	var own *bucket
+	if by != "" {
+		var ok bool
+		if own, ok = b.askers.GetIfPresent(by); !ok {
+			own, _ = b.askers.ComputeIfAbsent(by, func() (*bucket, bool) { return new(bucket), false })
+		}
+		if _, ok := own.take(now, 1, b.perAsker, budgetBurst); !ok {
+			return nil, errOverAsker
+		}
+	}
+	if _, ok := b.total.take(now, 1, b.perSecond, budgetBurst); !ok {
+		if own != nil {
+			own.refund(1, b.perAsker)
+		}
+		return nil, errOverTotal
+	}
+	return own, nil
+}
+
+func (b *budget) refundFor(own *bucket) {
+	b.total.refund(1, b.perSecond)
+	if own != nil {
+		own.refund(1, b.perAsker)
+	}
 }
 
 // vouch notes that an address sent a good key that another tier knew.

@@ -84,6 +84,10 @@ type ChainConfig struct {
 	MissesPerSecond int // look-ups of keys that turn out not to exist; 500. A quarter is for addresses of good keys
 	MissesPerSource int // the same for one address (IPv6: /64) a second; 100
 
+	// MissesPerDetector bounds the look-ups of subjects that turn out not to exist, for one detector's key a second; 150. A
+	// request that names more than some seven seconds' worth of them can never pass.
+	MissesPerDetector int
+
 	DefaultLimits Limits        // of keys that name none; zero: unlimited
 	Burst         time.Duration // how much of a limit may be used at once; 2 s
 
@@ -194,6 +198,7 @@ func (cfg *ChainConfig) fill() {
 	orInt(&cfg.Concurrent, 16)
 	orInt(&cfg.MissesPerSecond, 500)
 	orInt(&cfg.MissesPerSource, 100)
+	orInt(&cfg.MissesPerDetector, 150)
 	or(&cfg.MaxStale, 15*time.Minute)
 	or(&cfg.Burst, 2*time.Second)
 	or(&cfg.Bounds.Current, 10*time.Second)

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
@@ -353,13 +354,13 @@ func TestSubjects(t *testing.T) {
 		}
 	}
 	for range 3 {
-		p, err := c.Account(ctx, "acme", "sa_digest")
+		p, err := c.Account(ctx, "acme", "", "sa_digest")
 		f(nil, p, err)
-		p, err = c.AccountByName(ctx, "acme", "digest", Production)
+		p, err = c.AccountByName(ctx, "acme", "", "digest", Production)
 		f(nil, p, err)
-		p, err = c.AccountByName(ctx, "acme", "digest", Staging)
+		p, err = c.AccountByName(ctx, "acme", "", "digest", Staging)
 		f(ErrNoKey, p, err)
-		p, err = c.Account(ctx, "umbrella", "sa_digest")
+		p, err = c.Account(ctx, "umbrella", "", "sa_digest")
 		f(ErrNoKey, p, err)
 	}
 	if n := d.asked.Load(); n != 5 {
@@ -367,33 +368,82 @@ func TestSubjects(t *testing.T) {
 	}
 	// Renamed: the old name is nobody's at once, the new one is found at once.
 	c.Apply(d.change(cred, func(r *Record) { r.Principal.Name = "weekly" }))
-	p, err := c.AccountByName(ctx, "acme", "digest", Production)
+	p, err := c.AccountByName(ctx, "acme", "", "digest", Production)
 	f(ErrNoKey, p, err)
-	p, err = c.AccountByName(ctx, "acme", " Weekly ", Production) // names differ by more than case
+	p, err = c.AccountByName(ctx, "acme", "", " Weekly ", Production) // names differ by more than case
 	f(nil, p, err)
 	// Deleted and made again under the same name.
 	c.Apply(d.revoke(cred))
-	p, err = c.AccountByName(ctx, "acme", "weekly", Production)
+	p, err = c.AccountByName(ctx, "acme", "", "weekly", Production)
 	f(ErrNoKey, p, err)
-	p, err = c.Account(ctx, "acme", "sa_digest")
+	p, err = c.Account(ctx, "acme", "", "sa_digest")
 	f(ErrNoKey, p, err)
 	_, again := d.create("weekly")
 	reads(t, c)
-	p, err = c.AccountByName(ctx, "acme", "weekly", Production)
+	p, err = c.AccountByName(ctx, "acme", "", "weekly", Production)
 	f(nil, p, err)
 	if p.KeyPrefix != again.Key.Prefix() {
 		t.Error("the old account came back")
 	}
 	// Nobody can say.
 	d.set(func() { d.down = errDown })
-	p, err = c.Account(ctx, "acme", "sa_other")
+	p, err = c.Account(ctx, "acme", "", "sa_other")
 	f(ErrUnavailable, p, err)
 	clk.advance(time.Minute)
-	p, err = c.AccountByName(ctx, "acme", "weekly", Production)
+	p, err = c.AccountByName(ctx, "acme", "", "weekly", Production)
 	f(nil, p, err) // known: stale
 	clk.advance(20 * time.Minute)
-	p, err = c.AccountByName(ctx, "acme", "weekly", Production)
+	p, err = c.AccountByName(ctx, "acme", "", "weekly", Production)
 	f(ErrUnavailable, p, err)
+}
+
+// A detector that names what there is not, on and on, spends its own budget and nobody else's.
+func TestUnknownSubjectsStarveNobody(t *testing.T) {
+	clk := new(clockwork)
+	d := newDatabase(clk.now)
+	d.create("digest")
+	c := newChain(t, d, func(cfg *ChainConfig) { cfg.MissesPerSecond, cfg.MissesPerDetector = 40, 5 })
+	reads(t, c)
+	ctx := t.Context()
+	unknown := 0
+	for i := range 200 {
+		_, err := c.Account(ctx, "acme", "fdk_flooding", fmt.Sprintf("sa_%d", i))
+		if errors.Is(err, ErrNoKey) {
+			unknown++
+		} else if !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	if unknown < 10 || unknown > 11 { // two seconds at once
+		t.Errorf("the database was asked for %d unknown subjects of one detector", unknown)
+	}
+	for i := range 5 {
+		if _, err := c.AccountByName(ctx, "acme", "fdk_other", fmt.Sprintf("gone-%d", i), Production); !errors.Is(err, ErrNoKey) {
+			t.Errorf("another detector: %v", err)
+		}
+	}
+	if _, err := c.Account(ctx, "acme", "", "sa_none"); !errors.Is(err, ErrNoKey) {
+		t.Errorf("an admin: %v", err)
+	}
+	// What another has found is found for it too, though it may not ask; and time mends all.
+	if _, err := c.Account(ctx, "acme", "fdk_other", "sa_digest"); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Account(ctx, "acme", "fdk_flooding", "sa_digest"); err != nil {
+		t.Error(err)
+	}
+	clk.advance(time.Second)
+	if _, err := c.Account(ctx, "acme", "fdk_flooding", "sa_later"); !errors.Is(err, ErrNoKey) {
+		t.Errorf("a second later: %v", err)
+	}
+	// Subjects that there are cost nothing.
+	for i := range 100 {
+		name := fmt.Sprintf("job-%d", i)
+		d.create(name)
+		if _, err := c.Account(ctx, "acme", "fdk_busy", "sa_"+name); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
 }
 
 // The name that Truth found has moved on to another account before its record was read.
@@ -403,7 +453,7 @@ func TestSubjectRenamedMeanwhile(t *testing.T) {
 	c := newChain(t, d, func(cfg *ChainConfig) {
 		cfg.Truth.AccountKeyByName = func(context.Context, string, string, string) (string, error) { return cred.Key.Prefix(), nil }
 	})
-	p, err := c.AccountByName(t.Context(), "acme", "digest", Production)
+	p, err := c.AccountByName(t.Context(), "acme", "", "digest", Production)
 	if !errors.Is(err, ErrNoKey) {
 		t.Errorf("got %+v, %v", p, err)
 	}

@@ -16,7 +16,7 @@ type metrics struct {
 	refusals                                      map[RefusalReason]prometheus.Counter
 	unavailable, shared, staleServed, truthBehind prometheus.Counter
 
-	overFlights, overBreaker, overTotal, overSource, overSlots prometheus.Counter
+	overFlights, overBreaker, overTotal, overSource, overAsker, overSlots prometheus.Counter
 
 	changesApplied, feedErrors, reportErrors prometheus.Counter
 	changeLag                                prometheus.Histogram
@@ -70,6 +70,7 @@ func newMetrics(reg prometheus.Registerer, c *Chain) (*metrics, error) {
 	over := counters("over_budget_total", "Look-ups that were not made, by budget.", "budget")
 	m.overFlights, m.overBreaker = over.WithLabelValues("flights"), over.WithLabelValues("breaker")
 	m.overTotal, m.overSource, m.overSlots = over.WithLabelValues("total"), over.WithLabelValues("source"), over.WithLabelValues("concurrency")
+	m.overAsker = over.WithLabelValues("detector")
 
 	m.changesApplied = counter("changes_applied_total", "Changes of keys that became known to this process.")
 	m.feedErrors = counter("feed_errors_total", "Reads of key changes that failed.")
@@ -125,6 +126,8 @@ func (m *metrics) overBudget(err error) {
 	switch {
 	case errors.Is(err, errOverSource):
 		m.overSource.Inc()
+	case errors.Is(err, errOverAsker):
+		m.overAsker.Inc()
 	case errors.Is(err, errOverTotal):
 		m.overTotal.Inc()
 	default:

@@ -21,15 +21,16 @@ type hint struct {
 }
 
 // Account returns the live account of that id, as its newest key knows it. It is how a detector's signal gets the kind,
-// toggle and environment of its subject. The errors are ErrNoKey and ErrUnavailable.
-func (c *Chain) Account(ctx context.Context, org, id string) (*Principal, error) {
-	return c.subject(ctx, subjectKey{org: org, id: id})
+// toggle and environment of its subject. by is the prefix of the detector's key, whose unknown subjects are counted against a
+// budget of its own; "" is an admin, who has none. The errors are ErrNoKey and ErrUnavailable.
+func (c *Chain) Account(ctx context.Context, org, by, id string) (*Principal, error) {
+	return c.subject(ctx, by, subjectKey{org: org, id: id})
 }
 
 // AccountByName is Account by name, in any case, and environment: together they are unique among the live accounts of an
 // org.
-func (c *Chain) AccountByName(ctx context.Context, org, name, environment string) (*Principal, error) {
-	return c.subject(ctx, subjectKey{org: org, name: strings.ToLower(strings.TrimSpace(name)), environment: environment})
+func (c *Chain) AccountByName(ctx context.Context, org, by, name, environment string) (*Principal, error) {
+	return c.subject(ctx, by, subjectKey{org: org, name: strings.ToLower(strings.TrimSpace(name)), environment: environment})
 }
 
 func (k subjectKey) matches(p *Principal) bool {
@@ -42,7 +43,7 @@ func (k subjectKey) matches(p *Principal) bool {
 	return strings.ToLower(p.Name) == k.name && p.Environment == k.environment
 }
 
-func (c *Chain) subject(ctx context.Context, k subjectKey) (*Principal, error) {
+func (c *Chain) subject(ctx context.Context, by string, k subjectKey) (*Principal, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Bounds.Answer+c.cfg.Bounds.Redis)
 	defer cancel()
 	h, ok := c.hints.GetIfPresent(k)
@@ -59,8 +60,9 @@ func (c *Chain) subject(ctx context.Context, k subjectKey) (*Principal, error) {
 	if ok && h.unknown && h.applied == c.applied.Load() && c.clock()-h.at <= int64(c.cfg.Bounds.MissTTL) {
 		return nil, ErrNoKey
 	}
-	done := c.asks.DoChan(k.org+"\x00"+k.id+"\x00"+k.name+"\x00"+k.environment, func() (any, error) {
-		return c.askSubject(k)
+	// Not shared between detectors: what one of them may no longer ask, another may.
+	done := c.asks.DoChan(strings.Join([]string{by, k.org, k.id, k.name, k.environment}, "\x00"), func() (any, error) {
+		return c.askSubject(by, k)
 	})
 	select {
 	case <-ctx.Done():
@@ -77,11 +79,11 @@ func (c *Chain) subject(ctx context.Context, k subjectKey) (*Principal, error) {
 }
 
 // askSubject asks Truth which key speaks for the subject, then the chain for its record.
-func (c *Chain) askSubject(k subjectKey) (*Principal, error) {
+func (c *Chain) askSubject(by string, k subjectKey) (*Principal, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.Bounds.Answer)
 	defer cancel()
 	h := hint{at: c.clock(), applied: c.applied.Load()}
-	prefix, err := c.askSubjectKey(ctx, k)
+	prefix, err := c.askSubjectKey(ctx, by, k)
 	if err == nil {
 		var known bool
 		h.id, known = ParsePrefix(prefix)
@@ -105,18 +107,17 @@ func (c *Chain) askSubject(k subjectKey) (*Principal, error) {
 	return nil, err
 }
 
-func (c *Chain) askSubjectKey(ctx context.Context, k subjectKey) (string, error) {
+func (c *Chain) askSubjectKey(ctx context.Context, by string, k subjectKey) (string, error) {
 	if !c.truthUp.allow(c.clock()) {
 		c.metrics.overBreaker.Inc()
 		return "", errBreaker
 	}
-	// The sender is a detector that has shown its key, so only the common budget is asked.
-	_, ok := c.budget.total.take(c.clock(), 1, c.budget.perSecond, budgetBurst)
-	if !ok {
-		c.metrics.overBudget(errOverTotal)
-		return "", errOverTotal
+	paid, err := c.budget.payFor(c.clock(), by)
+	if err != nil {
+		c.metrics.overBudget(err)
+		return "", err
 	}
-	err := c.budget.enter(ctx, false)
+	err = c.budget.enter(ctx, false)
 	if err != nil {
 		c.metrics.overBudget(err)
 		return "", err
@@ -131,7 +132,7 @@ func (c *Chain) askSubjectKey(ctx context.Context, k subjectKey) (string, error)
 		prefix, err = c.cfg.Truth.AccountKeyByName(ctx, k.org, k.name, k.environment)
 	}
 	if err == nil {
-		c.budget.total.refund(1, c.budget.perSecond)
+		c.budget.refundFor(paid)
 	}
 	if err == nil || errors.Is(err, ErrNoKey) {
 		c.truthUp.success()

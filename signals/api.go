@@ -32,9 +32,9 @@ type APIConfig struct {
 	Policies *Policies
 
 	// Account answers who a service account of org is, by id, for explain: as DeciderConfig.Account.
-	Account func(ctx context.Context, org, id string) (*auth.Principal, error)
+	Account func(ctx context.Context, org, by, id string) (*auth.Principal, error)
 	// AccountByName is the same, by name and environment.
-	AccountByName func(ctx context.Context, org, name, environment string) (*auth.Principal, error)
+	AccountByName func(ctx context.Context, org, by, name, environment string) (*auth.Principal, error)
 
 	ClientIP func(r *http.Request) string // for the audit; nil: ""
 	Via      string                       // how the audit names this way in; "": api
@@ -99,8 +99,8 @@ func (a *API) Routes() []Route {
 		route("POST", "/api/v1/policy/drafts", write, MaxDraftBytes, a.createDraft),
 		route("GET", "/api/v1/policy/drafts/{id}", either, 0, a.getDraft),
 		route("POST", "/api/v1/policy/drafts/{id}/activate", write, smallBody, a.activate),
-		route("POST", "/api/v1/policy/drafts/{id}/simulate", view, smallBody, a.simulate),
-		route("POST", "/api/v1/policy/explain", view, 2*(256<<10), a.explain),
+		route("POST", "/api/v1/policy/drafts/{id}/simulate", either, smallBody, a.simulate),
+		route("POST", "/api/v1/policy/explain", either, 2*(256<<10), a.explain),
 	}
 }
 
@@ -148,6 +148,7 @@ func answer(err error, w http.ResponseWriter) error {
 	var p *problem
 	var policy PolicyErrors
 	var tooLarge *http.MaxBytesError
+	var stale *StaleError
 	switch {
 	case err == nil:
 		return nil
@@ -163,6 +164,9 @@ func answer(err error, w http.ResponseWriter) error {
 		p = &problem{http.StatusNotFound, "not-found", "There is no such thing in this org.", nil}
 	case errors.Is(err, ErrActivated):
 		p = &problem{http.StatusConflict, "draft-activated", "The draft was in force before. To roll back, make a new draft of its rules.", nil}
+	case errors.As(err, &stale):
+		p = &problem{http.StatusConflict, "draft-stale", fmt.Sprintf("Version %d came into force after this draft was written on %s, so activating it would undo that one. Nothing was changed. "+
+			"Compare the draft with GET /api/v1/policy/versions/%d, and post the rules that should hold as a new draft.", stale.Active, versionWords(stale.Base), stale.Active), nil}
 	case errors.Is(err, ErrBadQuestion):
 		p = &problem{http.StatusBadRequest, "invalid-input", strings.TrimPrefix(err.Error(), ErrBadQuestion.Error()+": "), nil}
 	default:
@@ -183,6 +187,13 @@ func answer(err error, w http.ResponseWriter) error {
 	w.WriteHeader(p.status)
 	_, _ = w.Write(body) // the client has gone; nobody is left to tell
 	return nil
+}
+
+func versionWords(n int64) string {
+	if n == 0 {
+		return "no policy"
+	}
+	return "version " + strconv.FormatInt(n, 10)
 }
 
 // body reads the whole body, JSON by its content type. An empty one is nil.

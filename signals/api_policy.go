@@ -247,9 +247,9 @@ func (a *API) sender(q *request, account string) (*auth.Principal, error) {
 	switch {
 	case badText(account):
 	case byName && a.cfg.AccountByName != nil:
-		p, err = a.cfg.AccountByName(q.r.Context(), q.admin.Org, name, environment)
+		p, err = a.cfg.AccountByName(q.r.Context(), q.admin.Org, "", name, environment)
 	case !byName && a.cfg.Account != nil:
-		p, err = a.cfg.Account(q.r.Context(), q.admin.Org, account)
+		p, err = a.cfg.Account(q.r.Context(), q.admin.Org, "", account)
 	}
 	if errors.Is(err, auth.ErrNoKey) {
 		return nil, badField("account", "is not a service account of this org")

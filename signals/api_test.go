@@ -317,7 +317,22 @@ func TestPolicyAPI(t *testing.T) {
 		empty := c.call(t, "POST", "/api/v1/policy/drafts", `{"rules":[]}`, 201, "PolicyDraftCreated")["id"].(string)
 		c.call(t, "POST", "/api/v1/policy/drafts/"+empty+"/activate", "{}", 200, "PolicyVersion")
 		c.call(t, "POST", "/api/v1/policy/drafts/"+id+"/activate", "", 409, "")
-		if m := c.call(t, "GET", "/api/v1/policy/versions", "", 200, ""); len(items(m)) != 2 {
+		// Two drafts of one version: the second would undo the first, which its author never saw.
+		c.admin.Permissions = []auth.Permission{auth.AIPolicyAdmin}
+		first := c.call(t, "POST", "/api/v1/policy/drafts", `{"rules":[]}`, 201, "PolicyDraftCreated")["id"].(string)
+		second := c.call(t, "POST", "/api/v1/policy/drafts", seed, 201, "PolicyDraftCreated")["id"].(string)
+		c.call(t, "POST", "/api/v1/policy/drafts/"+first+"/activate", "", 200, "PolicyVersion")
+		m = c.call(t, "POST", "/api/v1/policy/drafts/"+second+"/activate", "", 409, "")
+		if m["type"] != "urn:sluice:problem:draft-stale" || !strings.Contains(m["detail"].(string), "Version 3 came into force after this draft was written on version 2") || !strings.Contains(m["detail"].(string), "/api/v1/policy/versions/3") {
+			t.Errorf("a stale draft: %v", m)
+		}
+		if m := c.call(t, "GET", "/api/v1/policy/active", "", 200, "PolicyVersion"); m["version"] != 3.0 {
+			t.Errorf("a stale draft came into force: %v", m)
+		}
+		// Who may draft may look at what it would do.
+		c.call(t, "POST", "/api/v1/policy/drafts/"+second+"/simulate", "", 200, "PolicySimulation")
+		c.call(t, "POST", "/api/v1/policy/explain", `{"signal":{"type":"pii_detected"},"draft":"`+second+`"}`, 200, "PolicyExplained")
+		if m := c.call(t, "GET", "/api/v1/policy/versions", "", 200, ""); len(items(m)) != 3 {
 			t.Errorf("versions: %v", m)
 		}
 		if e := decide(person(), `{"type":"pii_detected"}`); e.Severity != Warn || e.Rule != nil {

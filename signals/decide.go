@@ -27,8 +27,9 @@ type DeciderConfig struct {
 
 	// Account and AccountByName answer who a service account of org is, for the subjects that detectors name: auth.Chain's.
 	// auth.ErrNoKey, wrapped or not, says that there is none; any other error says that nobody knows. Nil: nobody ever knows.
-	Account       func(ctx context.Context, org, id string) (*auth.Principal, error)
-	AccountByName func(ctx context.Context, org, name, environment string) (*auth.Principal, error)
+	// by is the prefix of the detector's key.
+	Account       func(ctx context.Context, org, by, id string) (*auth.Principal, error)
+	AccountByName func(ctx context.Context, org, by, name, environment string) (*auth.Principal, error)
 
 	// Policy says which rule of the org's active policy decides an event whose Severity is still the base severity, or nil.
 	// It borrows the event. Nil: no policy.

@@ -29,7 +29,7 @@ func detector() *auth.Principal {
 // directory answers look-ups from a list, as auth.Chain does from its tiers.
 type directory []*auth.Principal
 
-func (d directory) account(_ context.Context, org, id string) (*auth.Principal, error) {
+func (d directory) account(_ context.Context, org, _, id string) (*auth.Principal, error) {
 	for _, p := range d {
 		if p.Org == org && p.ID == id {
 			return p, nil
@@ -38,7 +38,7 @@ func (d directory) account(_ context.Context, org, id string) (*auth.Principal, 
 	return nil, fmt.Errorf("account: %w", auth.ErrNoKey)
 }
 
-func (d directory) byName(_ context.Context, org, name, environment string) (*auth.Principal, error) {
+func (d directory) byName(_ context.Context, org, _, name, environment string) (*auth.Principal, error) {
 	for _, p := range d {
 		if p.Org == org && p.Name == name && p.Environment == environment {
 			return p, nil
@@ -278,8 +278,12 @@ func TestSubjects(t *testing.T) {
 }
 
 func TestSubjectNobodyCanName(t *testing.T) {
-	away := func(context.Context, string, string) (*auth.Principal, error) { return nil, auth.ErrUnavailable }
-	awayByName := func(context.Context, string, string, string) (*auth.Principal, error) { return nil, errors.New("cut") }
+	away := func(context.Context, string, string, string) (*auth.Principal, error) {
+		return nil, auth.ErrUnavailable
+	}
+	awayByName := func(context.Context, string, string, string, string) (*auth.Principal, error) {
+		return nil, errors.New("cut")
+	}
 	f := func(cfg DeciderConfig, typ string, ref SubjectRef, want Outcome) {
 		t.Helper()
 		d, err := NewDecider(cfg)
@@ -297,9 +301,11 @@ func TestSubjectNobodyCanName(t *testing.T) {
 	f(cut, "forecast_breach", SubjectRef{Kind: "service_account", Name: "a", Environment: "production"}, Unavailable)
 	f(cut, "forecast_breach", SubjectRef{Kind: "session", ID: "s", Owner: &OwnerRef{"service_account", "sa_1"}}, Unavailable)
 	f(cut, "forecast_breach", SubjectRef{Kind: "person", ID: "usr_ada"}, Accepted)
-	f(cut, PersonalUse, SubjectRef{Kind: "person", ID: "usr_ada"}, Unavailable)
+	f(cut, PersonalUse, SubjectRef{Kind: "person", ID: "usr_ada"}, Accepted) // which no account is called
+	f(cut, PersonalUse, SubjectRef{Kind: "person", ID: " SA_1"}, Unavailable)
+	f(cut, PersonalUse, SubjectRef{Kind: "session", ID: "s", Owner: &OwnerRef{"person", "sa_1"}}, Unavailable)
 	f(DeciderConfig{}, "forecast_breach", SubjectRef{Kind: "service_account", ID: "sa_1"}, Unavailable)
-	wrong := func(context.Context, string, string) (*auth.Principal, error) {
+	wrong := func(context.Context, string, string, string) (*auth.Principal, error) {
 		p := service("sa_1", "digest", "production", true)
 		p.Kind = auth.KindPerson
 		return p, nil
@@ -391,7 +397,7 @@ func TestRaisedBySluice(t *testing.T) {
 // A deleted account is not found any more, and is no person for that.
 func TestDeletedAccountIsNoPerson(t *testing.T) {
 	d, err := NewDecider(DeciderConfig{
-		Account: func(context.Context, string, string) (*auth.Principal, error) { return nil, auth.ErrNoKey },
+		Account: func(context.Context, string, string, string) (*auth.Principal, error) { return nil, auth.ErrNoKey },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -3,8 +3,10 @@ package signals
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,13 +39,15 @@ type PoliciesConfig struct {
 }
 
 // Policies holds the active policy of every org, follows what is activated, and answers the Decider. A policy, once read,
-// stays in force until another is read: an outage of the database changes nothing. Until one has been read from anywhere,
-// signals are decided without policy, and counted.
+// stays in force until another is read: an outage of the database changes nothing. Orgs are read one by one: where one org's
+// policy cannot be read or compiled, that org keeps what it had, or what Redis had of it, and the others go on. Until any has
+// been read from anywhere, signals are decided without policy, and counted.
 type Policies struct {
 	cfg     PoliciesConfig
 	current atomic.Pointer[map[string]*Policy] // nil: never read; swapped whole, never written
-	mu      sync.Mutex                         // one look at a time; guards broken
+	mu      sync.Mutex                         // one look at a time; guards what follows
 	broken  map[string]int64                   // versions that do not compile here, so that each is reported once
+	unread  map[string]int64                   // versions that could not be read at the last look, so that each is reported once
 	metrics policyMetrics
 }
 
@@ -51,8 +55,8 @@ type policyMetrics struct {
 	conditionErrors, blind                      prometheus.Counter
 	decidedRule, decidedNone                    prometheus.Counter
 	readDatabase, readCache, readFailed, broken prometheus.Counter
-	lastRead                                    prometheus.Gauge
-	orgs                                        prometheus.Gauge
+	orgFailed                                   prometheus.Counter
+	lastRead, orgs, behind                      prometheus.Gauge
 }
 
 // lookTimeout bounds one look at the database or Redis.
@@ -63,7 +67,7 @@ func NewPolicies(cfg PoliciesConfig) *Policies {
 	if cfg.Interval == 0 {
 		cfg.Interval = 500 * time.Millisecond
 	}
-	p := &Policies{cfg: cfg, broken: map[string]int64{}}
+	p := &Policies{cfg: cfg, broken: map[string]int64{}, unread: map[string]int64{}}
 	counter := func(name, help string) prometheus.Counter {
 		return newCounter(cfg.Registerer, prometheus.CounterOpts{Name: name, Help: help})
 	}
@@ -76,12 +80,14 @@ func NewPolicies(cfg PoliciesConfig) *Policies {
 		blind:           counter("sluice_policy_blind_decisions_total", "Signals decided before any policy could be read from the database or Redis."),
 		decidedRule:     decided.WithLabelValues("rule"), decidedNone: decided.WithLabelValues("none"),
 		readDatabase: reads.WithLabelValues("database"), readCache: reads.WithLabelValues("cache"), readFailed: reads.WithLabelValues("nowhere"),
-		broken:   counter("sluice_policy_unreadable_versions_total", "Active policy versions that this binary cannot compile; the version before stays in force."),
-		lastRead: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_policy_last_read_timestamp_seconds", Help: "When the active policies were last read from the database."}),
-		orgs:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_policy_active", Help: "Orgs that have an active policy."}),
+		broken:    counter("sluice_policy_unreadable_versions_total", "Active policy versions that this binary cannot compile; the version before stays in force."),
+		orgFailed: counter("sluice_policy_org_read_failures_total", "Reads of one org's active policy that failed while those of others went on; the version before stays in force."),
+		behind:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_policy_orgs_behind", Help: "Orgs whose active policy version is not in force here, because it cannot be read or compiled."}),
+		lastRead:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_policy_last_read_timestamp_seconds", Help: "When the active policies were last read from the database."}),
+		orgs:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_policy_active", Help: "Orgs that have an active policy."}),
 	}
 	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(decided, reads, p.metrics.lastRead, p.metrics.orgs)
+		cfg.Registerer.MustRegister(decided, reads, p.metrics.lastRead, p.metrics.orgs, p.metrics.behind)
 	}
 	return p
 }
@@ -196,12 +202,55 @@ func (p *Policies) read(ctx context.Context) (bool, error) {
 			continue
 		}
 		active, err := p.cfg.Active(ctx, org)
-		if err != nil {
-			return false, err
+		if ctx.Err() != nil {
+			return false, ctx.Err()
 		}
+		if err != nil {
+			p.metrics.orgFailed.Inc()
+			if p.unread[org] != version {
+				p.unread[org] = version
+				p.cfg.Logger.Error("active policy of an org cannot be read; what it had stays in force", "org", org, "version", version, "error", err)
+			}
+			continue
+		}
+		delete(p.unread, org)
 		p.take(next, active)
 	}
+	p.rescue(ctx, next, versions)
+	p.metrics.behind.Set(float64(behind(next, versions)))
 	return p.swap(next), nil
+}
+
+// rescue gives orgs that have a policy which could not be taken, and had none before, what Redis has of them.
+func (p *Policies) rescue(ctx context.Context, next map[string]*Policy, versions map[string]int64) {
+	if p.current.Load() != nil || p.cfg.Recall == nil {
+		return
+	}
+	lost := func(org string) bool { return versions[org] != 0 && next[org] == nil }
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(versions)), lost) {
+		return
+	}
+	all, err := p.recalled(ctx)
+	if err != nil {
+		p.cfg.Logger.Warn("active policies cannot be read from Redis", "error", err)
+		return
+	}
+	for _, active := range all {
+		if lost(active.Org) && p.broken[active.Org] != active.Version {
+			p.take(next, active)
+		}
+	}
+}
+
+// behind counts the orgs whose version here is not the one in force.
+func behind(in map[string]*Policy, versions map[string]int64) int {
+	n := 0
+	for org, version := range versions {
+		if policy := in[org]; policy == nil || policy.Version < version {
+			n++
+		}
+	}
+	return n
 }
 
 // take compiles a policy into next. One that does not compile here leaves what was in force.
@@ -232,9 +281,23 @@ func (p *Policies) remember(ctx context.Context) {
 	if p.cfg.Remember == nil {
 		return
 	}
+	current := *p.current.Load()
 	all := []ActivePolicy{}
-	for org, policy := range *p.current.Load() {
+	for org, policy := range current {
 		all = append(all, ActivePolicy{Org: org, Version: policy.Version, Rules: policy.Rules()})
+	}
+	if len(p.unread)+len(p.broken) > 0 {
+		// Of an org that has nothing here, what Redis has may be the last that could be read: it must not go.
+		kept, err := p.recalled(ctx)
+		if err != nil {
+			p.cfg.Logger.Warn("active policies cannot be kept in Redis", "error", err)
+			return
+		}
+		for _, active := range kept {
+			if current[active.Org] == nil && (p.unread[active.Org] != 0 || p.broken[active.Org] != 0) {
+				all = append(all, active)
+			}
+		}
 	}
 	value, err := json.Marshal(all)
 	if err == nil {
@@ -252,12 +315,8 @@ func (p *Policies) recall() bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
-	value, err := p.cfg.Recall(ctx)
-	var all []ActivePolicy
-	if err == nil && len(value) > 0 {
-		err = json.Unmarshal(value, &all)
-	}
-	if err != nil || len(value) == 0 {
+	all, err := p.recalled(ctx)
+	if err != nil || all == nil {
 		p.cfg.Logger.Warn("active policies cannot be read from Redis", "error", err)
 		return false
 	}
@@ -267,6 +326,22 @@ func (p *Policies) recall() bool {
 	}
 	p.swap(next)
 	return true
+}
+
+// recalled is what Redis keeps; nil where it keeps nothing.
+func (p *Policies) recalled(ctx context.Context) ([]ActivePolicy, error) {
+	if p.cfg.Recall == nil {
+		return nil, nil
+	}
+	value, err := p.cfg.Recall(ctx)
+	if err != nil || len(value) == 0 {
+		return nil, err
+	}
+	var all []ActivePolicy
+	if err := json.Unmarshal(value, &all); err != nil {
+		return nil, fmt.Errorf("read what Redis keeps: %w", err)
+	}
+	return all, nil
 }
 
 // Rules are the rules as they were written. The caller owns the slice, not what is in it.

@@ -15,11 +15,12 @@ import (
 
 // truth is the database and Redis of a feed, either of which can be away.
 type truth struct {
-	mu       sync.Mutex
-	active   map[string]ActivePolicy
-	kept     []byte
-	away     bool
-	redisOff bool
+	mu        sync.Mutex
+	active    map[string]ActivePolicy
+	kept      []byte
+	away      bool
+	redisOff  bool
+	illegible map[string]bool // orgs whose policy cannot be read
 }
 
 func (tr *truth) set(org string, version int64, action Action) {
@@ -55,6 +56,9 @@ func (tr *truth) policies(t *testing.T, reg prometheus.Registerer) *Policies {
 		Active: func(_ context.Context, org string) (ActivePolicy, error) {
 			tr.mu.Lock()
 			defer tr.mu.Unlock()
+			if tr.illegible[org] {
+				return ActivePolicy{}, errors.New("invalid character")
+			}
 			return tr.active[org], nil
 		},
 		Remember: func(_ context.Context, b []byte) error {
@@ -133,6 +137,73 @@ func TestPoliciesFollowWhatIsActivated(t *testing.T) {
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// One org whose policy cannot be read, or does not compile, holds up nobody else, and keeps what it had: also over a restart.
+func TestOneOrgsPolicyHoldsUpNobody(t *testing.T) {
+	for name, spoil := range map[string]func(*truth){
+		"unreadable":       func(tr *truth) { tr.set("acme", 2, ActionWarn); tr.illegible = map[string]bool{"acme": true} },
+		"does not compile": func(tr *truth) { tr.set("acme", 2, "DROP") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var tr truth
+			for _, org := range []string{"aaa", "acme", "zzz"} {
+				tr.set(org, 1, ActionBlock)
+			}
+			reg := prometheus.NewRegistry()
+			p := tr.policies(t, reg)
+			p.Refresh(t.Context())
+			spoil(&tr)
+			tr.set("aaa", 2, ActionObserve)
+			tr.set("zzz", 2, ActionObserve)
+			tr.set("new", 1, ActionWarn)
+			in := func(p *Policies) string {
+				return strings.Join([]string{rule1(p, "aaa"), rule1(p, "acme"), rule1(p, "zzz"), rule1(p, "new")}, " ")
+			}
+			const want = "OBSERVE BLOCK OBSERVE WARN"
+			for range 3 {
+				p.Refresh(t.Context())
+			}
+			if got := in(p); got != want {
+				t.Errorf("in force: %s, want %s", got, want)
+			}
+			if n, err := testutil.GatherAndCount(reg, "sluice_policy_orgs_behind"); err != nil || n != 1 || testutil.ToFloat64(p.metrics.behind) != 1 {
+				t.Errorf("orgs behind: %d %v %v", n, err, testutil.ToFloat64(p.metrics.behind))
+			}
+			if testutil.ToFloat64(p.metrics.orgFailed)+testutil.ToFloat64(p.metrics.broken) == 0 {
+				t.Error("counted nowhere")
+			}
+			for range 2 { // another process finds the last good one in Redis, and leaves it there
+				again := tr.policies(t, nil)
+				again.Refresh(t.Context())
+				if got := in(again); got != want {
+					t.Errorf("after a restart: %s, want %s", got, want)
+				}
+				tr.set("new", 2, ActionWarn)
+				again.Refresh(t.Context())
+			}
+			tr.redisOff = true
+			without := tr.policies(t, nil)
+			without.Refresh(t.Context())
+			if got := in(without); got != "OBSERVE  OBSERVE WARN" {
+				t.Errorf("without Redis: %q", got)
+			}
+			tr.redisOff = false
+			tr.set("new", 3, ActionBlock)
+			without.Refresh(t.Context()) // keeps the others in Redis, and this org too
+			last := tr.policies(t, nil)
+			last.Refresh(t.Context())
+			if got := rule1(last, "acme"); got != "BLOCK" {
+				t.Errorf("the last good one is gone from Redis: %q", got)
+			}
+			tr.illegible = nil
+			tr.set("acme", 3, ActionWarn)
+			p.Refresh(t.Context())
+			if got := rule1(p, "acme"); got != "WARN" || testutil.ToFloat64(p.metrics.behind) != 0 {
+				t.Errorf("mended: %s, %v behind", got, testutil.ToFloat64(p.metrics.behind))
+			}
+		})
 	}
 }
 

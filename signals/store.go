@@ -20,6 +20,7 @@ import (
 var (
 	ErrNotFound    = errors.New("not found")                 // unknown, or of another org
 	ErrActivated   = errors.New("the draft was activated")   // earlier, and another version is in force now
+	ErrStale       = errors.New("the draft is stale")        // another version came into force after it was written: a *StaleError
 	ErrBadQuestion = errors.New("the question is malformed") // a filter, sort or cursor; the text says which
 	ErrNotAnEvent  = errors.New("not an event")              // of this version; it can never be stored
 )

@@ -111,8 +111,19 @@ func (s *Store) Drafts(ctx context.Context, org string) ([]Draft, error) {
 	return list, wrap("list drafts", rows.Err())
 }
 
+// A StaleError says that a draft was written on another version than the one in force, which whoever wrote it may never have
+// seen: activating it would undo that one without a word. It is ErrStale.
+type StaleError struct{ Base, Active int64 }
+
+func (e *StaleError) Error() string {
+	return fmt.Sprintf("%s: it was written on version %d, and version %d is in force", ErrStale, e.Base, e.Active)
+}
+
+func (e *StaleError) Unwrap() error { return ErrStale }
+
 // Activate puts a draft in force as the next version. A draft that is in force already is returned as it stands, so that a
-// retry is harmless; one that was in force before is ErrActivated: to roll back, draft its rules again.
+// retry is harmless; one that was in force before is ErrActivated: to roll back, draft its rules again. One that was written on
+// another version than the one in force is a *StaleError: compare, and draft its rules again.
 func (s *Store) Activate(ctx context.Context, org, draftID string, by By) (PolicyVersion, error) {
 	var out PolicyVersion
 	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
@@ -133,6 +144,9 @@ func (s *Store) Activate(ctx context.Context, org, draftID string, by By) (Polic
 			}
 			out, err = version(ctx, tx, org, active)
 			return err
+		}
+		if d.BaseVersion != active {
+			return fmt.Errorf("activate %s: %w", draftID, &StaleError{Base: d.BaseVersion, Active: active})
 		}
 		text, err := json.Marshal(d.Rules)
 		if err != nil {

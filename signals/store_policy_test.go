@@ -44,6 +44,16 @@ func TestPolicyStore(t *testing.T) {
 		if err != nil || again.Version != 1 || again.ActivatedBy != admin.Actor {
 			t.Errorf("activated twice: %+v %v", again, err)
 		}
+		// Written before version 1 came into force: it would undo that without a word.
+		var stale *StaleError
+		if _, err := w.Activate(ctx, "acme", d2.ID, By{Actor: "bob"}); !errors.As(err, &stale) || *stale != (StaleError{0, 1}) || !errors.Is(err, ErrStale) {
+			t.Errorf("a stale draft: %v", err)
+		}
+		w.advance(time.Minute)
+		d2, err = w.CreateDraft(ctx, "acme", By{Actor: "bob"}, []Rule{})
+		if err != nil {
+			t.Fatal(err)
+		}
 		v2, err := w.Activate(ctx, "acme", d2.ID, By{Actor: "bob"})
 		if err != nil || v2.Version != 2 {
 			t.Fatalf("version 2: %+v %v", v2, err)
@@ -60,7 +70,7 @@ func TestPolicyStore(t *testing.T) {
 			t.Errorf("versions: %+v %v", list, err)
 		}
 		drafts, err := w.Drafts(ctx, "acme")
-		if err != nil || len(drafts) != 2 || drafts[0].ID != d2.ID || *drafts[1].Version != 1 {
+		if err != nil || len(drafts) != 3 || drafts[0].ID != d2.ID || *drafts[2].Version != 1 {
 			t.Errorf("drafts: %+v %v", drafts, err)
 		}
 		versions, err := w.Versions(ctx)
@@ -71,24 +81,31 @@ func TestPolicyStore(t *testing.T) {
 		for _, e := range w.audited() {
 			actions = append(actions, e.Action)
 		}
-		if strings.Join(actions, " ") != "policy.drafted policy.drafted policy.activated policy.activated" {
+		if strings.Join(actions, " ") != "policy.drafted policy.drafted policy.activated policy.drafted policy.activated" {
 			t.Errorf("audit: %v", actions)
 		}
-		// Of many who activate at once, each gets a version of its own.
+		// Of many who activate drafts of one version at once, one wins and the others learn that they came late.
+		drafted := make([]Draft, 8)
+		for i := range drafted {
+			if drafted[i], err = w.CreateDraft(ctx, "acme", admin, rules); err != nil {
+				t.Fatal(err)
+			}
+		}
 		var wg sync.WaitGroup
-		for range 8 {
+		won := make(chan int64, len(drafted))
+		for _, d := range drafted {
 			wg.Go(func() {
-				d, err := w.CreateDraft(ctx, "acme", admin, rules)
-				if err == nil {
-					_, err = w.Activate(ctx, "acme", d.ID, admin)
-				}
-				if err != nil {
+				v, err := w.Activate(ctx, "acme", d.ID, admin)
+				switch {
+				case err == nil:
+					won <- v.Version
+				case !errors.Is(err, ErrStale):
 					t.Error(err)
 				}
 			})
 		}
 		wg.Wait()
-		if versions, err := w.Versions(ctx); err != nil || versions["acme"] != 10 {
+		if versions, err := w.Versions(ctx); err != nil || versions["acme"] != 3 || len(won) != 1 || <-won != 3 {
 			t.Errorf("after eight at once: %v %v", versions, err)
 		}
 	})

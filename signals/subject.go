@@ -100,7 +100,7 @@ func (d *Decider) subject(ctx context.Context, p *auth.Principal, ref *SubjectRe
 	}
 	switch ref.Kind {
 	case string(auth.KindServiceAccount):
-		a, bad := d.account(ctx, p.Org, ref)
+		a, bad := d.account(ctx, p, ref)
 		if bad != nil {
 			return nil, bad
 		}
@@ -109,18 +109,18 @@ func (d *Decider) subject(ctx context.Context, p *auth.Principal, ref *SubjectRe
 		if ref.ID == "" {
 			return nil, invalidSubject("subject.id is missing")
 		}
-		if bad := d.noAccount(ctx, p.Org, ref.ID, st); bad != nil {
+		if bad := d.noAccount(ctx, p, ref.ID, st); bad != nil {
 			return nil, bad
 		}
 		return &subject{kind: ref.Kind, id: ref.ID}, nil
 	case kindSession, kindTurn:
-		return d.session(ctx, p.Org, ref, st)
+		return d.session(ctx, p, ref, st)
 	}
 	return nil, invalidSubject("subject.kind " + quoted(ref.Kind) + " is not service_account, person, session or turn")
 }
 
 // session settles a session or turn, and whose it is.
-func (d *Decider) session(ctx context.Context, org string, ref *SubjectRef, st SignalType) (*subject, *Verdict) {
+func (d *Decider) session(ctx context.Context, p *auth.Principal, ref *SubjectRef, st SignalType) (*subject, *Verdict) {
 	if ref.ID == "" {
 		return nil, invalidSubject("subject.id is missing")
 	}
@@ -136,14 +136,14 @@ func (d *Decider) session(ctx context.Context, org string, ref *SubjectRef, st S
 	}
 	switch ref.Owner.Kind {
 	case string(auth.KindServiceAccount):
-		a, bad := d.account(ctx, org, &SubjectRef{ID: ref.Owner.ID})
+		a, bad := d.account(ctx, p, &SubjectRef{ID: ref.Owner.ID})
 		if bad != nil {
 			return nil, bad
 		}
 		s.service = a
 		return s, nil
 	case string(auth.KindPerson):
-		if bad := d.noAccount(ctx, org, ref.Owner.ID, st); bad != nil {
+		if bad := d.noAccount(ctx, p, ref.Owner.ID, st); bad != nil {
 			return nil, bad
 		}
 		s.ownerID = ref.Owner.ID
@@ -163,8 +163,8 @@ func namesItself(p *auth.Principal, ref *SubjectRef) bool {
 	return p.Kind == auth.KindServiceAccount && (ref.ID == "" || ref.ID == p.ID) && ref.Name == p.Name && ref.Environment == p.Environment
 }
 
-// account looks a service account up by id, or by name and environment.
-func (d *Decider) account(ctx context.Context, org string, ref *SubjectRef) (*auth.Principal, *Verdict) {
+// account looks a service account of p's org up by id, or by name and environment.
+func (d *Decider) account(ctx context.Context, p *auth.Principal, ref *SubjectRef) (*auth.Principal, *Verdict) {
 	byName := ref.Name != "" || ref.Environment != ""
 	switch {
 	case ref.ID != "" && byName:
@@ -180,35 +180,41 @@ func (d *Decider) account(ctx context.Context, org string, ref *SubjectRef) (*au
 	)
 	switch {
 	case byName && d.cfg.AccountByName != nil:
-		a, err = d.cfg.AccountByName(ctx, org, ref.Name, ref.Environment)
+		a, err = d.cfg.AccountByName(ctx, p.Org, p.KeyPrefix, ref.Name, ref.Environment)
 	case !byName && d.cfg.Account != nil:
-		a, err = d.cfg.Account(ctx, org, ref.ID)
+		a, err = d.cfg.Account(ctx, p.Org, p.KeyPrefix, ref.ID)
 	}
 	switch {
 	case errors.Is(err, auth.ErrNoKey):
 		return nil, invalidSubject("there is no such service account in this org")
 	case err != nil, a == nil:
 		return nil, &Verdict{Outcome: Unavailable, Reason: SubjectAway, Detail: "nobody can say who the subject is at the moment"}
-	case a.Org != org || a.Kind != auth.KindServiceAccount:
+	case a.Org != p.Org || a.Kind != auth.KindServiceAccount:
 		return nil, invalidSubject("there is no such service account in this org")
 	}
 	return a, nil
 }
 
-// accountID is the form of the ids that the accounts room makes.
+// accountID is the form of the ids that the accounts room makes; all of them begin with accountTag.
 var accountID = regexp.MustCompile(`^sa_[0-9a-f]{32}$`)
+
+const accountTag = "sa_"
 
 // noAccount makes sure that an id which is said to be a person's is not a service account's, where that would matter:
 // for types that persons alone have. Calling an account a person is then no way past the filter.
-func (d *Decider) noAccount(ctx context.Context, org, id string, st SignalType) *Verdict {
+func (d *Decider) noAccount(ctx context.Context, p *auth.Principal, id string, st SignalType) *Verdict {
 	if st.AppliesTo != Persons {
 		return nil
 	}
+	folded := strings.ToLower(strings.TrimSpace(id))
+	if !strings.HasPrefix(folded, accountTag) {
+		return nil // so that signals about people wait for no look-up, of which each would be a miss
+	}
 	// A deleted account is no longer found, but is no person for that: the form of its id is enough.
-	if accountID.MatchString(strings.ToLower(strings.TrimSpace(id))) {
+	if accountID.MatchString(folded) {
 		return invalidSubject("the subject is said to be a person, but its id is a service account's")
 	}
-	_, bad := d.account(ctx, org, &SubjectRef{ID: id})
+	_, bad := d.account(ctx, p, &SubjectRef{ID: id})
 	switch {
 	case bad == nil:
 		return invalidSubject("the subject is said to be a person, but its id is a service account's")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,11 +125,11 @@ func New(cfg Config) (*Console, error) {
 // ServeHTTP answers for every path; those that are no page are 404.
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.handler.ServeHTTP(w, r) }
 
-// A page is one route that needs a session. The permission "" is enough with any session.
+// A page is one route that needs a session. Any one of its permissions opens it; with none any session does.
 type page struct {
-	pattern    string
-	permission auth.Permission
-	serve      func(http.ResponseWriter, *http.Request, *visit) error
+	pattern string
+	opens   []auth.Permission
+	serve   func(http.ResponseWriter, *http.Request, *visit) error
 }
 
 const (
@@ -139,31 +140,37 @@ const (
 
 // routes lists every page behind the sign-in. The table of permissions in the tests walks it.
 func (c *Console) routes() []page {
+	manage, govern, write := []auth.Permission{auth.SettingsIntegrationsUpdate}, []auth.Permission{auth.AIGovernanceView}, []auth.Permission{auth.AIPolicyAdmin}
 	pages := []page{
-		{"GET /{$}", "", c.home},
-		{"GET " + accountsPath, auth.SettingsIntegrationsUpdate, c.list},
-		{"POST " + accountsPath, auth.SettingsIntegrationsUpdate, c.create},
-		{"GET " + accountsPath + "/{id}", auth.SettingsIntegrationsUpdate, c.account},
-		{"POST " + accountsPath + "/{id}/edit", auth.SettingsIntegrationsUpdate, c.edit},
-		{"POST " + accountsPath + "/{id}/delete", auth.SettingsIntegrationsUpdate, c.delete},
-		{"GET " + accountsPath + "/{id}/first-event", auth.SettingsIntegrationsUpdate, c.firstEvent},
-		{"GET " + refusalsPath, auth.SettingsIntegrationsUpdate, c.refusals},
-		{"GET " + auditPath, auth.AIGovernanceView, c.audit},
-		{"GET " + auditPath + "/export", auth.AIGovernanceView, c.auditExport},
+		{"GET /{$}", nil, c.home},
+		{"GET " + accountsPath, manage, c.list},
+		{"POST " + accountsPath, manage, c.create},
+		{"GET " + accountsPath + "/{id}", manage, c.account},
+		{"POST " + accountsPath + "/{id}/edit", manage, c.edit},
+		{"POST " + accountsPath + "/{id}/delete", manage, c.delete},
+		{"GET " + accountsPath + "/{id}/first-event", manage, c.firstEvent},
+		{"GET " + refusalsPath, manage, c.refusals},
+		{"GET " + auditPath, govern, c.audit},
+		{"GET " + auditPath + "/export", govern, c.auditExport},
 	}
 	if c.signals == nil {
 		return pages
 	}
 	return append(pages, []page{
-		{"GET " + alertsPath, auth.AIGovernanceView, c.alerts},
-		{"GET " + alertsPath + "/new", auth.AIGovernanceView, c.alertsNew},
-		{"POST " + alertsPath + "/resolve", auth.AIGovernanceView, c.resolve},
-		{"POST " + alertsPath + "/reopen", auth.AIGovernanceView, c.reopen},
-		{"GET " + policyPath, auth.AIGovernanceView, c.policy},
-		{"POST " + policyPath + "/drafts", auth.AIPolicyAdmin, c.createDraft},
-		{"GET " + policyPath + "/drafts/{id}", auth.AIGovernanceView, c.draft},
-		{"POST " + policyPath + "/drafts/{id}/activate", auth.AIPolicyAdmin, c.activate},
+		{"GET " + alertsPath, govern, c.alerts},
+		{"GET " + alertsPath + "/new", govern, c.alertsNew},
+		{"POST " + alertsPath + "/resolve", govern, c.resolve},
+		{"POST " + alertsPath + "/reopen", govern, c.reopen},
+		{"GET " + policyPath, policyReaders(), c.policy},
+		{"POST " + policyPath + "/drafts", write, c.createDraft},
+		{"GET " + policyPath + "/drafts/{id}", policyReaders(), c.draft},
+		{"POST " + policyPath + "/drafts/{id}/activate", write, c.activate},
 	}...)
+}
+
+// policyReaders may look at policy: who drafts must see what is in force, and what a draft would do.
+func policyReaders() []auth.Permission {
+	return []auth.Permission{auth.AIGovernanceView, auth.AIPolicyAdmin}
 }
 
 func (c *Console) mux() *http.ServeMux {
@@ -189,7 +196,7 @@ func (c *Console) home(w http.ResponseWriter, r *http.Request, v *visit) error {
 			return nil
 		}
 	}
-	return &deniedError{permission: auth.SettingsIntegrationsUpdate}
+	return &deniedError{opens: auth.AllPermissions()}
 }
 
 // A visit is one request as the pages know it.
@@ -210,10 +217,18 @@ var (
 	errCrossOrigin = errors.New("posted from another origin")
 )
 
-// A deniedError is a page that the admin may not open.
-type deniedError struct{ permission auth.Permission }
+// A deniedError is a page that the admin may not open, and what would.
+type deniedError struct{ opens []auth.Permission }
 
-func (e *deniedError) Error() string { return "missing permission " + string(e.permission) }
+func (e *deniedError) Error() string { return "missing permission " + e.words() }
+
+func (e *deniedError) words() string {
+	names := make([]string, len(e.opens))
+	for i, p := range e.opens {
+		names[i] = string(p)
+	}
+	return strings.Join(names, " or ")
+}
 
 // A badRequestError is a form or an address that no page of ours makes; text is for the admin.
 type badRequestError struct{ text string }
@@ -226,8 +241,8 @@ func (c *Console) guarded(p page) http.Handler {
 		if !v.signed {
 			return c.askToSignIn(w, r)
 		}
-		if p.permission != "" && !v.admin.Can(p.permission) {
-			return &deniedError{permission: p.permission}
+		if p.opens != nil && !slices.ContainsFunc(p.opens, v.admin.Can) {
+			return &deniedError{opens: p.opens}
 		}
 		return p.serve(w, r, v)
 	})
@@ -276,7 +291,7 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, v *visit, err err
 	case errors.As(err, &denied):
 		status = http.StatusForbidden
 		p.Title, p.Drawing = "Permission needed", "lock"
-		p.Headline, p.Permission = "You can’t open this page", string(denied.permission)
+		p.Headline, p.Permission = "You can’t open this page", denied.words()
 		p.Happened = "You are signed in as " + v.admin.Actor + ", who lacks a permission."
 	case errors.Is(err, errNotFound), errors.Is(err, accounts.ErrNotFound), errors.Is(err, signals.ErrNotFound):
 		status = http.StatusNotFound

@@ -65,19 +65,19 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, curren
 // nav is the menu: only the pages that exist here, and of these only what the admin may open.
 func (c *Console) nav(ctx context.Context, v *visit, current string) []navGroup {
 	entries := []struct {
-		group      string
-		permission auth.Permission
-		link       navLink
+		group string
+		opens []auth.Permission
+		link  navLink
 	}{
-		{"AI", auth.AIGovernanceView, navLink{Label: "Alerts and signals", URL: alertsPath, Icon: "bell"}},
-		{"Settings → AI", auth.SettingsIntegrationsUpdate, navLink{Label: "AI Service Accounts", URL: accountsPath, Icon: "machine"}},
-		{"Settings → AI", auth.SettingsIntegrationsUpdate, navLink{Label: "Refused requests", URL: refusalsPath, Icon: "x"}},
-		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Policy", URL: policyPath, Icon: "policy"}},
-		{"Settings → AI", auth.AIGovernanceView, navLink{Label: "Audit log", URL: auditPath, Icon: "log"}},
+		{"AI", []auth.Permission{auth.AIGovernanceView}, navLink{Label: "Alerts and signals", URL: alertsPath, Icon: "bell"}},
+		{"Settings → AI", []auth.Permission{auth.SettingsIntegrationsUpdate}, navLink{Label: "AI Service Accounts", URL: accountsPath, Icon: "machine"}},
+		{"Settings → AI", []auth.Permission{auth.SettingsIntegrationsUpdate}, navLink{Label: "Refused requests", URL: refusalsPath, Icon: "x"}},
+		{"Settings → AI", policyReaders(), navLink{Label: "Policy", URL: policyPath, Icon: "policy"}},
+		{"Settings → AI", []auth.Permission{auth.AIGovernanceView}, navLink{Label: "Audit log", URL: auditPath, Icon: "log"}},
 	}
 	var groups []navGroup
 	for _, e := range entries {
-		if !v.admin.Can(e.permission) || (e.link.URL == alertsPath || e.link.URL == policyPath) && c.signals == nil {
+		if !slices.ContainsFunc(e.opens, v.admin.Can) || (e.link.URL == alertsPath || e.link.URL == policyPath) && c.signals == nil {
 			continue
 		}
 		if e.link.URL == alertsPath {

@@ -78,7 +78,7 @@ func (c *Console) policy(w http.ResponseWriter, r *http.Request, v *visit) error
 		}
 	case q.Get("draft") != "":
 		if !v.admin.Can(auth.AIPolicyAdmin) {
-			return &deniedError{permission: auth.AIPolicyAdmin}
+			return &deniedError{opens: []auth.Permission{auth.AIPolicyAdmin}}
 		}
 		if p.Editor, err = c.policyEditor(r.Context(), v, q.Get("draft")); err != nil {
 			return err

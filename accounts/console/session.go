@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -220,7 +221,7 @@ func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *t
 	if len(parts) < 2 {
 		return nil
 	}
-	if t := alertToast(parts, r.URL.RequestURI()); t != nil && v.admin.Can(auth.AIGovernanceView) {
+	if t := alertToast(parts, r.URL.RequestURI()); t != nil && slices.ContainsFunc(policyReaders(), v.admin.Can) {
 		return t
 	}
 	if !v.admin.Can(auth.SettingsIntegrationsUpdate) {

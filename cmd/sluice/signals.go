@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -122,11 +123,12 @@ func (c *config) caps() (signals.Caps, error) {
 }
 
 type (
-	lookUpByID   = func(ctx context.Context, org, id string) (*auth.Principal, error)
-	lookUpByName = func(ctx context.Context, org, name, environment string) (*auth.Principal, error)
+	lookUpByID   = func(ctx context.Context, org, by, id string) (*auth.Principal, error)
+	lookUpByName = func(ctx context.Context, org, by, name, environment string) (*auth.Principal, error)
 )
 
-// accountLookups are the edge's chain where there is one, else the database: a process that only explains has no need of a cache.
+// accountLookups are the edge's chain where there is one, else the database: a process that only explains has no need of a cache. Both know
+// an account no longer once it is deleted.
 func (p *process) accountLookups() (lookUpByID, lookUpByName) {
 	if p.chain != nil {
 		return p.chain.Account, p.chain.AccountByName
@@ -136,12 +138,18 @@ func (p *process) accountLookups() (lookUpByID, lookUpByName) {
 			return nil, err
 		}
 		rec, err := p.store.Key(ctx, prefix)
-		return &rec.Principal, err
+		if err == nil && !rec.RevokedAt.IsZero() {
+			err = fmt.Errorf("key %s is revoked: %w", prefix, auth.ErrNoKey)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &rec.Principal, nil
 	}
-	return func(ctx context.Context, org, id string) (*auth.Principal, error) {
+	return func(ctx context.Context, org, _, id string) (*auth.Principal, error) {
 			prefix, err := p.store.AccountKey(ctx, org, id)
 			return principal(ctx, prefix, err)
-		}, func(ctx context.Context, org, name, environment string) (*auth.Principal, error) {
+		}, func(ctx context.Context, org, _, name, environment string) (*auth.Principal, error) {
 			prefix, err := p.store.AccountKeyByName(ctx, org, name, environment)
 			return principal(ctx, prefix, err)
 		}
