@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
@@ -109,7 +110,7 @@ func (c *conditions) compile(expression string) (*condition, error) {
 			}
 			return a.Location.Column() - b.Location.Column()
 		})
-		return nil, fmt.Errorf("line %d, column %d: %s", first.Location.Line(), first.Location.Column()+1, first.Message)
+		return nil, fmt.Errorf("line %d, column %d: %s", first.Location.Line(), first.Location.Column()+1, plainly(first.Message))
 	}
 	if !ast.OutputType().IsExactType(cel.BoolType) {
 		return nil, fmt.Errorf("is %s, not true or false: compare it with something", ast.OutputType())
@@ -120,6 +121,13 @@ func (c *conditions) compile(expression string) (*condition, error) {
 		return nil, err
 	}
 	return &condition{program: program, vars: c.vars}, nil
+}
+
+// plainly cuts the parser's list of everything that it would have taken, which helps nobody who writes a rule.
+func plainly(message string) string {
+	message = strings.TrimPrefix(message, "Syntax error: ")
+	said, _, _ := strings.Cut(message, " expecting ")
+	return strings.Replace(said, "mismatched input '<EOF>'", "unexpected end", 1)
 }
 
 // matches evaluates the condition. An error means that it does not match.

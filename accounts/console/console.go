@@ -162,7 +162,8 @@ func (c *Console) routes() []page {
 		{"POST " + alertsPath + "/resolve", govern, c.resolve},
 		{"POST " + alertsPath + "/reopen", govern, c.reopen},
 		{"GET " + policyPath, policyReaders(), c.policy},
-		{"POST " + policyPath + "/drafts", write, c.createDraft},
+		{"GET " + policyEditPath, write, c.policyEdit},
+		{"POST " + policyDraftsPath, write, c.createDraft},
 		{"GET " + policyPath + "/drafts/{id}", policyReaders(), c.draft},
 		{"POST " + policyPath + "/drafts/{id}/activate", write, c.activate},
 	}...)

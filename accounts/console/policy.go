@@ -24,7 +24,6 @@ type policyPage struct {
 	MayDraft bool
 	NewURL   string
 	Version  *versionDrawer
-	Editor   *policyEditor
 }
 
 type versionView struct {
@@ -52,7 +51,8 @@ type draftRow struct {
 
 type versionDrawer struct {
 	versionView
-	Against  string // what the difference is to
+	Against  string   // what the difference is to
+	Others   []option // what it may be to instead
 	Diff     []ruleDiff
 	Rules    []ruleView
 	CloseURL string
@@ -71,16 +71,8 @@ func (c *Console) policy(w http.ResponseWriter, r *http.Request, v *visit) error
 		return err
 	}
 	q := r.URL.Query()
-	switch {
-	case q.Get("version") != "":
-		if p.Version, err = c.versionDrawer(r.Context(), v, q.Get("version")); err != nil {
-			return err
-		}
-	case q.Get("draft") != "":
-		if !v.admin.Can(auth.AIPolicyAdmin) {
-			return &deniedError{opens: []auth.Permission{auth.AIPolicyAdmin}}
-		}
-		if p.Editor, err = c.policyEditor(r.Context(), v, q.Get("draft")); err != nil {
+	if number := q.Get("version"); number != "" {
+		if p.Version, err = c.versionDrawer(r.Context(), v, number, q.Get("against")); err != nil {
 			return err
 		}
 	}
@@ -89,7 +81,7 @@ func (c *Console) policy(w http.ResponseWriter, r *http.Request, v *visit) error
 
 // policyPage is the page without anything over it.
 func (c *Console) policyPage(w http.ResponseWriter, r *http.Request, v *visit) (*policyPage, error) {
-	p := &policyPage{frame: c.frame(w, r, v, policyPath, "Policy"), MayDraft: v.admin.Can(auth.AIPolicyAdmin), NewURL: policyPath + "?draft=active"}
+	p := &policyPage{frame: c.frame(w, r, v, policyPath, "Policy"), MayDraft: v.admin.Can(auth.AIPolicyAdmin), NewURL: editPolicyURL("active")}
 	active, err := c.activePolicy(r.Context(), v.admin.Org)
 	if err != nil {
 		return nil, err
@@ -137,7 +129,8 @@ func (c *Console) versionView(p *signals.PolicyVersion) versionView {
 	}
 }
 
-func (c *Console) versionDrawer(ctx context.Context, v *visit, text string) (*versionDrawer, error) {
+// versionDrawer shows a version and what differs: from the one before it, or from another, such as the one in force.
+func (c *Console) versionDrawer(ctx context.Context, v *visit, text, against string) (*versionDrawer, error) {
 	number, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
 		return nil, errNotFound
@@ -148,17 +141,31 @@ func (c *Console) versionDrawer(ctx context.Context, v *visit, text string) (*ve
 	}
 	d := &versionDrawer{versionView: c.versionView(&version), Against: "no policy", Rules: ruleViews(version.Rules), CloseURL: policyPath}
 	if v.admin.Can(auth.AIPolicyAdmin) {
-		d.DraftURL = policyPath + "?draft=" + strconv.FormatInt(version.Version, 10)
+		d.DraftURL = editPolicyURL(strconv.FormatInt(version.Version, 10))
+	}
+	other := number - 1
+	if against != "" {
+		if other, err = strconv.ParseInt(against, 10, 64); err != nil {
+			return nil, errNotFound
+		}
+	}
+	active, err := c.activePolicy(ctx, v.admin.Org)
+	if err != nil {
+		return nil, err
 	}
 	var before []signals.Rule
-	if number > 1 {
-		earlier, err := c.signals.PolicyVersion(ctx, v.admin.Org, number-1)
-		switch {
-		case err == nil:
-			before, d.Against = earlier.Rules, "version "+strconv.FormatInt(earlier.Version, 10)
-		case !errors.Is(err, signals.ErrNotFound):
+	if other > 0 {
+		earlier, err := c.signals.PolicyVersion(ctx, v.admin.Org, other)
+		if err != nil {
 			return nil, err
 		}
+		before, d.Against = earlier.Rules, versionWords(other)
+	}
+	for _, n := range []int64{number - 1, active.Version} { // there is a version, so one is in force
+		if n == number || n < 1 || slices.ContainsFunc(d.Others, func(o option) bool { return o.Label == versionWords(n) }) {
+			continue
+		}
+		d.Others = append(d.Others, option{Label: versionWords(n), Current: n == other, URL: withParam(d.URL, "against", strconv.FormatInt(n, 10))})
 	}
 	d.Diff = diffRules(before, version.Rules)
 	return d, nil

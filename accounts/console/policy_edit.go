@@ -1,11 +1,8 @@
 package console
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -17,15 +14,10 @@ import (
 	"flowstate.inc/sluice/signals"
 )
 
-// A policyEditor is the rules as JSON, which is how the admin API takes them too.
-type policyEditor struct {
-	Rules, CloseURL string
-	Errors          []signals.PolicyError
-}
-
 type draftPage struct {
 	frame
 	PolicyURL, ActivateURL string
+	CopyURL                string // writes another draft that begins with this one; "" where the admin may not
 	ID, By, Against        string
 	At                     whenView
 	Rules                  []ruleView
@@ -33,7 +25,8 @@ type draftPage struct {
 	Warnings               []signals.PolicyError
 	Problem                string // why it can no longer be activated
 	Version                int64  // that it became; 0 while it is a draft
-	Stale                  bool   // another version is in force than when it was written
+	Stale                  bool   // another version is in force than when it was written: it can no longer be activated
+	Base, Active           string // these two, in words
 	MayActivate            bool
 	Days                   int
 	Spans                  []option
@@ -61,68 +54,6 @@ const (
 )
 
 func draftURL(id string) string { return policyPath + "/drafts/" + url.PathEscape(id) }
-
-// policyEditor begins with the rules in force, or those of a version: to roll back, one drafts an old version again.
-func (c *Console) policyEditor(ctx context.Context, v *visit, from string) (*policyEditor, error) {
-	rules := []signals.Rule{}
-	if from == "active" {
-		active, err := c.activePolicy(ctx, v.admin.Org)
-		if err != nil {
-			return nil, err
-		}
-		if active != nil {
-			rules = active.Rules
-		}
-	} else {
-		number, err := strconv.ParseInt(from, 10, 64)
-		if err != nil {
-			return nil, errNotFound
-		}
-		version, err := c.signals.PolicyVersion(ctx, v.admin.Org, number)
-		if err != nil {
-			return nil, err
-		}
-		rules = version.Rules
-	}
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(map[string]any{"rules": rules}); err != nil {
-		return nil, fmt.Errorf("encode the rules: %w", err)
-	}
-	return &policyEditor{Rules: buf.String(), CloseURL: policyPath}, nil
-}
-
-// createDraft keeps rules that compile. Those that do not are shown again, with what is wrong with each.
-func (c *Console) createDraft(w http.ResponseWriter, r *http.Request, v *visit) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
-	text := r.PostFormValue("rules")
-	rules, err := signals.ParseRules([]byte(text))
-	if err == nil {
-		_, err = c.compiler.Compile(0, rules)
-	}
-	var wrong signals.PolicyErrors
-	if errors.As(err, &wrong) {
-		p, err := c.policyPage(w, r, v)
-		if err != nil {
-			return err
-		}
-		p.Editor = &policyEditor{Rules: cutKeys(text), CloseURL: policyPath, Errors: wrong}
-		return c.show(w, r, http.StatusUnprocessableEntity, "policy", p)
-	}
-	if err != nil {
-		return err
-	}
-	draft, err := c.signals.CreateDraft(r.Context(), v.admin.Org, c.signalsBy(r, v), rules)
-	if err != nil {
-		return err
-	}
-	http.Redirect(w, r, draftURL(draft.ID), http.StatusSeeOther)
-	return nil
-}
 
 // draft is the page on which one decides: what differs, what it would have done, and the button.
 func (c *Console) draft(w http.ResponseWriter, r *http.Request, v *visit) error {
@@ -152,6 +83,10 @@ func (c *Console) draftPage(w http.ResponseWriter, r *http.Request, v *visit, st
 		p.Version = *draft.Version
 	}
 	p.Stale = p.Version == 0 && base != draft.BaseVersion
+	p.Base, p.Active = versionWords(draft.BaseVersion), versionWords(base)
+	if p.MayActivate {
+		p.CopyURL = editPolicyURL(draft.ID)
+	}
 	for _, days := range []int{7, 14, 30, 90} {
 		current := r.URL.Query().Get("days") == strconv.Itoa(days)
 		if current {
@@ -178,6 +113,13 @@ func (c *Console) draftPage(w http.ResponseWriter, r *http.Request, v *visit, st
 	return c.show(w, r, status, "draft", p)
 }
 
+func versionWords(n int64) string {
+	if n == 0 {
+		return "no policy"
+	}
+	return "version " + strconv.FormatInt(n, 10)
+}
+
 func (c *Console) simulate(ctx context.Context, v *visit, draft *signals.Policy, days int) (*simulationView, error) {
 	s := c.decider.Simulate(draft)
 	truncated, err := c.signals.Each(ctx, v.admin.Org, c.now().Add(-time.Duration(days)*24*time.Hour), simulateMost, func(a *signals.Alert) bool {
@@ -192,7 +134,10 @@ func (c *Console) simulate(ctx context.Context, v *visit, draft *signals.Policy,
 		if i == simulateExamples {
 			break
 		}
-		row := exampleRow{Type: e.Type, Subject: e.Subject, Was: string(e.Severity), Would: string(e.Would), By: "the environment", URL: withParam(alertsPath+"?open=all", "alert", e.ID)}
+		row := exampleRow{Type: e.Type, Subject: e.Subject, Was: string(e.Severity), Would: string(e.Would), By: "the environment"}
+		if v.admin.Can(auth.AIGovernanceView) {
+			row.URL = withParam(alertsPath+"?open=all", "alert", e.ID)
+		}
 		if e.WouldBy != nil {
 			row.By = e.WouldBy.ID
 		}
@@ -221,6 +166,9 @@ func (c *Console) activate(w http.ResponseWriter, r *http.Request, v *visit) err
 	_, err = c.signals.Activate(r.Context(), v.admin.Org, draft.ID, c.signalsBy(r, v))
 	if errors.Is(err, signals.ErrActivated) {
 		return c.draftPage(w, r, v, http.StatusConflict, "It was in force before. To go back to it, draft its version again.")
+	}
+	if errors.Is(err, signals.ErrStale) {
+		return c.draftPage(w, r, v, http.StatusConflict, "It was not activated, and nothing has changed.")
 	}
 	if err != nil {
 		return err

@@ -49,7 +49,7 @@ func TestPolicy(t *testing.T) {
 	if text := s.do(t, viewer, http.MethodGet, "/settings/ai/policy", nil).text(t); !strings.Contains(text, "No policy yet") || !strings.Contains(text, "AI_POLICY_ADMIN") {
 		t.Errorf("without a policy: %s", text)
 	}
-	for _, p := range [][2]string{{"GET", "/settings/ai/policy?draft=active"}, {"POST", "/settings/ai/policy/drafts"}, {"POST", "/settings/ai/policy/drafts/x/activate"}} {
+	for _, p := range [][2]string{{"GET", "/settings/ai/policy/edit?from=active"}, {"POST", "/settings/ai/policy/drafts"}, {"POST", "/settings/ai/policy/drafts/x/activate"}} {
 		if got := s.do(t, viewer, p[0], p[1], url.Values{}); got.StatusCode != http.StatusForbidden || !strings.Contains(got.text(t), "AI_POLICY_ADMIN") {
 			t.Errorf("%v by a viewer: %d", p, got.StatusCode)
 		}
@@ -101,9 +101,124 @@ func TestPolicy(t *testing.T) {
 		t.Errorf("the confirmation does not name the rule: %s", confirm)
 	}
 	rival := s.session(t, "rival", auth.AllPermissions()...)
-	for _, path := range []string{first, "/settings/ai/policy?version=1", "/settings/ai/policy?draft=1", "/settings/ai/policy?version=x"} {
+	for _, path := range []string{first, "/settings/ai/policy?version=1", "/settings/ai/policy/edit?from=1", "/settings/ai/policy/edit?from=" + strings.TrimPrefix(first, "/settings/ai/policy/drafts/"), "/settings/ai/policy?version=x", "/settings/ai/policy?version=2&against=1"} {
 		if got := s.do(t, rival, http.MethodGet, path, nil); got.StatusCode != http.StatusNotFound {
 			t.Errorf("%s of another org: %d", path, got.StatusCode)
+		}
+	}
+}
+
+// TestPolicyForm writes rules by the form, as a browser without JavaScript posts it.
+func TestPolicyForm(t *testing.T) {
+	s := newSite(t)
+	s.seedPolicy(t)
+	admin := s.session(t, "acme", auth.AIPolicyAdmin)
+	const drafts = "/settings/ai/policy/drafts"
+	post := func(status int, form url.Values) answer {
+		t.Helper()
+		got := s.do(t, admin, http.MethodPost, drafts, form)
+		if got.StatusCode != status {
+			t.Fatalf("%d, want %d: %s", got.StatusCode, status, got.text(t))
+		}
+		return got
+	}
+	holds := func(got answer, parts ...string) {
+		t.Helper()
+		for _, part := range parts {
+			if !strings.Contains(got.body, part) {
+				t.Errorf("the form lacks %q:\n%s", part, got.body)
+			}
+		}
+	}
+	holds(s.do(t, admin, http.MethodGet, "/settings/ai/policy/edit?from=active", nil), `value="no-pii"`, `value="digest-may"`, "nightly-digest-summariser/production</textarea>", `<option value="service_account" selected>`, "Begins with version 2, in force")
+	holds(s.do(t, admin, http.MethodGet, "/settings/ai/policy/edit?from=active&view=json", nil), "&#34;digest-may&#34;")
+	if got := s.do(t, admin, http.MethodGet, "/settings/ai/policy/edit?from=1", nil); strings.Contains(got.body, "digest-may") {
+		t.Error("version 1 is filled in with a rule of version 2")
+	}
+	form := url.Values{
+		"r0-id": {"no-pii"}, "r0-types": {"pii_detected, contentSafety"}, "r0-when": {""}, "r0-action": {"BLOCK"}, "r0-scope": {"org"}, "r0-names": {""},
+		"r1-id": {"mail"}, "r1-types": {"forecast_breach"}, "r1-when": {"has(details.amount) && details.amount > 100"}, "r1-action": {"WARN"}, "r1-scope": {"team"}, "r1-names": {"mail\r\nNews Room"},
+	}
+	with := func(name, value string) url.Values {
+		next := url.Values{}
+		for k, v := range form {
+			next[k] = v
+		}
+		next.Set(name, value)
+		return next
+	}
+	// What saves nothing: another rule, one less, the same as JSON and back.
+	holds(post(200, with("do", "add")), `value="no-pii"`, `name="r2-id"`, "mail\nNews Room</textarea>")
+	if got := post(200, with("do", "remove-0")); strings.Contains(got.body, "no-pii\"") || !strings.Contains(got.body, `id="r0-id" name="r0-id" value="mail"`) {
+		t.Errorf("one less: %s", got.body)
+	}
+	holds(post(200, with("do", "json")), "&#34;News Room&#34;", `name="do" value="form"`)
+	holds(post(200, url.Values{"rules": {orgBlock}, "do": {"form"}}), `id="r0-id" name="r0-id" value="no-pii"`)
+	post(400, with("do", "remove-7"))
+	// Errors stand beside the field that they are about, and the list of them leads there.
+	wrong := with("r1-when", "details.amount > ")
+	wrong.Set("r0-types", "pii_detected, no type!")
+	wrong.Set("r0-scope", "service_account")
+	got := post(422, wrong)
+	holds(got, "Nothing was saved.", `<a href="#r0-types">no-pii</a>`, `id="r0-types-error"`, "is neither a type nor a category", `<a href="#r1-when">mail</a>`, `id="r1-when-error"`, "line 1, column",
+		`id="r0-names-error"`, "name at least one", `<option value="service_account" selected>`, "details.amount &gt;</textarea>", "unexpected end")
+	holds(post(422, url.Values{"rules": {`{"rules": [`}}), "Nothing was saved.")
+	key := s.account(t, "leaky", auth.Production).Key
+	if got := post(422, with("r1-when", `key_prefix == "`+key+`"`)); strings.Contains(got.body, key) || !strings.Contains(got.body, "a whole key") {
+		t.Errorf("a key in a condition: %s", got.body)
+	}
+	// Saved, it is what was typed.
+	draft := post(303, form).Header.Get("Location")
+	holds(s.do(t, admin, http.MethodGet, draft, nil), "team mail, News Room", "has(details.amount) &amp;&amp; details.amount &gt; 100", "Activate for everybody", "Difference to version 2, in force")
+}
+
+// TestStaleDraft cannot be activated, and says what to do instead.
+func TestStaleDraft(t *testing.T) {
+	s := newSite(t)
+	late := "/settings/ai/policy/drafts/" + s.seedPolicy(t) // written on version 2
+	admin := s.session(t, "acme", auth.AIPolicyAdmin)
+	first := s.do(t, admin, http.MethodPost, "/settings/ai/policy/drafts", url.Values{"rules": {orgBlock}}).Header.Get("Location")
+	if got := s.do(t, admin, http.MethodPost, first+"/activate", url.Values{}); got.StatusCode != http.StatusSeeOther {
+		t.Fatalf("activate: %d", got.StatusCode)
+	}
+	got := s.do(t, admin, http.MethodPost, late+"/activate", url.Values{})
+	if text := got.text(t); got.StatusCode != http.StatusConflict || !strings.Contains(text, "nothing has changed") || !strings.Contains(text, "drafted on version 2, and version 3 came into force") ||
+		strings.Contains(text, "Activate for everybody") || !strings.Contains(got.body, `href="/settings/ai/policy/edit?from=pol_`) {
+		t.Errorf("a stale draft: %d %s", got.StatusCode, text)
+	}
+	active, err := s.signals.ActivePolicyVersion(t.Context(), "acme")
+	if err != nil || active.Version != 3 {
+		t.Errorf("in force: %+v %v", active, err)
+	}
+	again := strings.TrimPrefix(late, "/settings/ai/policy/drafts/")
+	if got := s.do(t, admin, http.MethodGet, "/settings/ai/policy/edit?from="+again, nil); got.StatusCode != http.StatusOK || !strings.Contains(got.body, "no-pii") {
+		t.Errorf("a copy of it: %d", got.StatusCode)
+	}
+	drawer := s.do(t, admin, http.MethodGet, "/settings/ai/policy?version=1&against=2", nil).text(t)
+	if !strings.Contains(drawer, "Difference to version 2") || !strings.Contains(drawer, "digest-may removed") {
+		t.Errorf("a version against another: %s", drawer)
+	}
+}
+
+// TestPolicyAdminFindsPolicy opens Policy with the permission to draft alone, and nothing else.
+func TestPolicyAdminFindsPolicy(t *testing.T) {
+	s := newSite(t)
+	draft := s.seedPolicy(t)
+	a := s.account(t, "nightly-digest-summariser", auth.Production).Account
+	s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, time.Hour)
+	admin := s.session(t, "acme", auth.AIPolicyAdmin)
+	if to := s.do(t, admin, http.MethodGet, "/", nil).Header.Get("Location"); to != "/settings/ai/policy" {
+		t.Errorf("home leads to %q", to)
+	}
+	for _, path := range []string{"/settings/ai/policy", "/settings/ai/policy?version=1", "/settings/ai/policy/edit?from=active", "/settings/ai/policy/drafts/" + draft} {
+		got := s.do(t, admin, http.MethodGet, path, nil)
+		if got.StatusCode != http.StatusOK || strings.Contains(got.body, "/ai/alerts") {
+			t.Errorf("%s: %d, or it leads where the admin may not go", path, got.StatusCode)
+		}
+	}
+	for _, path := range []string{"/ai/alerts", "/settings/ai/audit-log", listPath} {
+		if got := s.do(t, admin, http.MethodGet, path, nil); got.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: %d", path, got.StatusCode)
 		}
 	}
 }
