@@ -56,6 +56,7 @@ func TestHostileBodiesAreLinear(t *testing.T) {
 		"items":    `[` + strings.Repeat(`{},`, size/3) + `{}]`,
 		"brackets": `[` + strings.Repeat(`[`, 9_000) + strings.Repeat(`]`, 9_000) + `]`,
 		"escapes":  `{"type":"` + strings.Repeat(`\u0061`, size/6) + `"}`,
+		"spelling": `{"type":"a","details":{"x":"` + strings.Repeat(`fsk_\u005cu005c\\\\\\\\`, 8_000) + `"}}`,
 		"spaces":   `{"type":"a"` + strings.Repeat(" ", size) + `}`,
 		"lines":    strings.Repeat("{\n", size/2),
 		"members":  `{"type":"a"` + strings.Repeat(`,"type":"a"`, size/11) + `}`,
