@@ -167,7 +167,8 @@ func (p *process) wireScope() error {
 		sink := ingest.NewSink(ingest.SinkConfig{Producer: p.producer, Registerer: p.reg, Logger: p.log})
 		raise = ingest.NewRaiser(sink, p.signals.decider, p.cfg.topics.signals, p.reg).Raise
 	}
-	account, _ := p.accountLookups()
+	byID, _ := p.accountLookups()
+	account := func(ctx context.Context, org, id string) (*auth.Principal, error) { return byID(ctx, org, "", id) }
 	p.scope.consumer = scope.NewConsumer(scope.ConsumerConfig{
 		Brokers: k.Brokers, Dialer: dialer, LogsTopic: p.cfg.topics.logs, SpansTopic: p.cfg.topics.spans, Group: p.cfg.judge.group, FromStart: p.cfg.judge.fromStart,
 		Assessor: p.scope.assessor, Account: account, Raise: raise, Sample: p.cfg.judge.share, MaxLag: p.cfg.judge.maxLag, Parallel: p.cfg.judge.parallel,
