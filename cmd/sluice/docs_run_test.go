@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,6 +70,13 @@ func docsPlace(t *testing.T) func(*testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	restored, ports := "docs_restored_"+p.suffix, freePorts(t, 3)
+	_, db := p.store(t)
+	t.Cleanup(func() {
+		if _, err := db.Exec("DROP DATABASE IF EXISTS " + restored + " WITH (FORCE)"); err != nil {
+			t.Error(err)
+		}
+	})
 	return func(t *testing.T) []string {
 		var made struct {
 			Account struct {
@@ -84,9 +92,30 @@ func docsPlace(t *testing.T) func(*testing.T) []string {
 		p.must(t, &token, "tokens", "create", "--org=acme", "--permission=SETTINGS_INTEGRATIONS_UPDATE,AI_GOVERNANCE_VIEW,AI_POLICY_ADMIN", "--json")
 		return slices.Concat(os.Environ(), p.env, []string{
 			"EDGE=" + g.Edge, "ADMIN=" + g.Admin, "OPS=" + g.Ops, "ORG=acme", "TOKEN=" + token.Token, "KEY=" + made.Key, "PREFIX=" + made.Account.KeyPrefix,
-			"ID=" + made.Account.ID, "SPOOL=" + spool, "CHECKOUT=" + checkout, "DRILL=" + services, "PGOPTIONS=", "PAGER=cat",
+			"ID=" + made.Account.ID, "SPOOL=" + spool, "CHECKOUT=" + checkout, "DRILL=" + services, "PAGER=cat",
+			"RESTORED_DB=" + restored, "RESTORED_URL=" + strings.Replace(p.url, "/program_"+p.suffix, "/"+restored, 1),
+			"EDGE_PORT=" + ports[0], "OPS_PORT=" + ports[1], "ADMIN_PORT=" + ports[2],
 		})
 	}
+}
+
+// freePorts are ports of loopback that nobody listens on yet.
+func freePorts(t *testing.T, n int) []string {
+	t.Helper()
+	var ports []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports = append(ports, port)
+	}
+	return ports
 }
 
 // redisOfItsOwn takes a database of the Redis server that no other test has: the docs flush it.

@@ -114,7 +114,7 @@ var (
 	docLink      = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	docCode      = regexp.MustCompile("`[^`]+`")
 	docFlag      = regexp.MustCompile("^--[a-z][a-z0-9-]*")
-	alertRunbook = regexp.MustCompile(`deploy/docs/([a-z-]+\.md)#([A-Za-z0-9_-]+)`)
+	alertRunbook = regexp.MustCompile(`docs/([a-z-]+\.md)#([A-Za-z0-9_-]+)`)
 )
 
 // TestDocsLinks follows every link between the files of the repository, to the heading where it names one. So it does for what the alert rules and the chart name.
