@@ -40,7 +40,7 @@ func TestDocsCommands(t *testing.T) {
 			continue // README.md's are stories
 		}
 		for _, section := range d.sections() {
-			t.Run(filepath.Base(d.path)+"/"+section, func(t *testing.T) { runSection(t, d, section, env(t)) })
+			t.Run(strings.TrimSuffix(filepath.Base(d.path), ".md")+" "+section, func(t *testing.T) { runSection(t, d, section, env(t)) })
 		}
 	}
 }
@@ -91,7 +91,7 @@ func docsPlace(t *testing.T) func(*testing.T) []string {
 		}
 		p.must(t, &token, "tokens", "create", "--org=acme", "--permission=SETTINGS_INTEGRATIONS_UPDATE,AI_GOVERNANCE_VIEW,AI_POLICY_ADMIN", "--json")
 		return slices.Concat(os.Environ(), p.env, []string{
-			"EDGE=" + g.Edge, "ADMIN=" + g.Admin, "OPS=" + g.Ops, "ORG=acme", "TOKEN=" + token.Token, "KEY=" + made.Key, "PREFIX=" + made.Account.KeyPrefix,
+			"EDGE=" + g.Edge, "ADMIN=" + g.Admin, "OPS=" + g.Ops, "SLUICE_ORG=acme", "TOKEN=" + token.Token, "KEY=" + made.Key, "PREFIX=" + made.Account.KeyPrefix,
 			"ID=" + made.Account.ID, "SPOOL=" + spool, "CHECKOUT=" + checkout, "DRILL=" + services, "PAGER=cat",
 			"RESTORED_DB=" + restored, "RESTORED_URL=" + strings.Replace(p.url, "/program_"+p.suffix, "/"+restored, 1),
 			"EDGE_PORT=" + ports[0], "OPS_PORT=" + ports[1], "ADMIN_PORT=" + ports[2],
@@ -150,7 +150,7 @@ func docServices(t *testing.T) string {
 }
 
 // sectionTime is what a section may take: the longest has a drill in it.
-const sectionTime = 3 * time.Minute
+const sectionTime = 2 * time.Minute
 
 func runSection(t *testing.T, d *doc, section string, env []string) {
 	var script strings.Builder
