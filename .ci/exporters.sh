@@ -6,18 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONDONTWRITEBYTECODE=1 # nothing is written into the tree
 exporters=cmd/sluice/testdata/exporters
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/sluice-ci
-
-mkdir -p "$cache"
-python=$cache/python-$(sha256sum <"$exporters/python/requirements.txt" | cut -c1-16)
-(
-  flock 9
-  if [ ! -f "$python/.complete" ]; then
-    python3 -m venv --clear "$python"
-    "$python/bin/python" -m pip install -q --no-deps -r "$exporters/python/requirements.txt"
-    touch "$python/.complete"
-  fi
-) 9>"$python.lock"
+python=$(.ci/python-packages.sh "$exporters/python/requirements.txt")
 node_modules=$(.ci/node-modules.sh "$exporters/node")
 
 work=$(mktemp -d)
@@ -29,4 +18,4 @@ if [ -z "$sluice" ]; then
 fi
 cp "$exporters/node/workload.js" "$work/"
 ln -s "$node_modules" "$work/node_modules"
-"$python/bin/python" "$exporters/check.py" "$sluice" "$work"
+"$python" "$exporters/check.py" "$sluice" "$work"
