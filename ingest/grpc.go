@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -40,8 +41,9 @@ type GRPCServer struct {
 	cfg  GRPCConfig
 	http *http.Server
 	// base is the context of every request: a client that leaves does not undo what was taken.
-	base   context.Context
-	cancel context.CancelFunc
+	base     context.Context
+	cancel   context.CancelFunc
+	draining atomic.Bool
 }
 
 // NewGRPCServer returns a server that is ready to Serve.
@@ -98,6 +100,9 @@ func (s *GRPCServer) Serve(ln net.Listener) error {
 	return err
 }
 
+// Drain tells clients, with each answer from now on, to go elsewhere (GOAWAY). It goes on answering.
+func (s *GRPCServer) Drain() { s.draining.Store(true) }
+
 // Shutdown closes the listener, tells clients to go elsewhere (GOAWAY) and waits for the requests under way until ctx ends.
 func (s *GRPCServer) Shutdown(ctx context.Context) error {
 	defer s.cancel()
@@ -107,6 +112,9 @@ func (s *GRPCServer) Shutdown(ctx context.Context) error {
 const typeGRPC = "application/grpc"
 
 func (s *GRPCServer) handle(w http.ResponseWriter, q *http.Request) {
+	if s.draining.Load() {
+		w.Header().Set("Connection", "close") // net/http makes it a GOAWAY
+	}
 	contentType := q.Header.Get("Content-Type")
 	if q.ProtoMajor < 2 || q.Method != http.MethodPost || contentType != typeGRPC && contentType != typeGRPC+"+proto" {
 		s.notGRPC(w, q)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -39,6 +40,7 @@ type Server struct {
 	base     context.Context
 	cancel   context.CancelFunc
 	requests sync.Pool // of *request
+	draining atomic.Bool
 }
 
 const (
@@ -99,6 +101,10 @@ func (s *Server) Serve(ln net.Listener) error {
 
 // tooManyConns is what a client hears that is one too many for the listener.
 const tooManyConns = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+// Drain tells clients, with each answer from now on, to close their connection and come back by another: what stands before the edge then leads them
+// elsewhere, before Shutdown closes connections under them. It goes on answering.
+func (s *Server) Drain() { s.draining.Store(true) }
 
 // Shutdown closes the listener and waits for the requests under way until ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {
@@ -182,6 +188,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		r.length, r.read = 0, true
 	}
 	s.write(ctx, r, s.cfg.Edge.serve(s.base, r))
+	if s.draining.Load() {
+		ctx.SetConnectionClose()
+	}
 	if r.read || r.length == 0 {
 		return
 	}

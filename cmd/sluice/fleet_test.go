@@ -42,6 +42,7 @@ type fleet struct {
 type edge struct {
 	server
 	edge, admin, ops string // URLs
+	grpc             string // address
 	client           *http.Client
 }
 
@@ -168,6 +169,7 @@ func (f *fleet) start(databaseURL string, args ...string) *edge {
 		f.t.Fatalf("the edge is not ready: %s", e.err.String())
 	}
 	e.edge, e.admin, e.ops = "http://"+ready.line["edge"], "http://"+ready.line["admin"], "http://"+ready.line["ops"]
+	e.grpc = ready.line["grpc"]
 	e.client = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 256, MaxConnsPerHost: 256}}
 	f.edges = append(f.edges, e)
 	return e

@@ -308,6 +308,10 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 		delay = 0
 	}
 	p.log.Info("stopping", "delay", delay)
+	if p.edge != nil {
+		p.edge.Drain()
+		p.grpc.Drain()
+	}
 	stop, endStop := p.stopping(ctx, delay)
 	defer endStop()
 	stop, cancel := context.WithTimeout(stop, stopTimeout)
