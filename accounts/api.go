@@ -132,6 +132,7 @@ func (a *API) routes() []Route {
 		{Method: http.MethodPost, Path: "/api/v1/keys", Permissions: manage, Handle: a.createKey},
 		{Method: http.MethodDelete, Path: "/api/v1/keys/{prefix}", Permissions: manage, Handle: a.revokeKey},
 		{Method: http.MethodPost, Path: "/api/v1/keys/identify", Permissions: manage, Handle: a.identify},
+		{Method: http.MethodPost, Path: "/api/v1/keys/revoke-all", Permissions: manage, Handle: a.revokeAll},
 		{Method: http.MethodGet, Path: "/api/v1/audit-events", Permissions: govern, Handle: a.listAudit},
 		{Method: http.MethodGet, Path: "/api/v1/signal-types", Permissions: auth.AllPermissions(), Handle: a.signalTypes},
 		{Method: http.MethodGet, Path: "/api/v1", Public: true, Handle: a.serveIndex},

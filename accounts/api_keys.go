@@ -94,10 +94,23 @@ func (a *API) identify(w http.ResponseWriter, r *http.Request, admin auth.Admin)
 	if err != nil {
 		return err
 	}
-	k := found.Key
-	return WriteJSON(w, http.StatusOK, struct {
-		Subject Subject       `json:"subject"`
-		Account *Account      `json:"account"`
-		Key     identifiedKey `json:"key"`
-	}{k.Subject(), found.Account, identifiedKey{k.Prefix, k.State(), jsonTime(k.CreatedAt), jsonTime(k.RevokedAt), jsonText(k.RevokedBy), jsonTime(k.LastUsedAt)}})
+	return WriteJSON(w, http.StatusOK, a.identified(found))
+}
+
+type identifiedAnswer struct {
+	Subject Subject       `json:"subject"`
+	Account *Account      `json:"account"`
+	Key     identifiedKey `json:"key"`
+	Token   *AdminToken   `json:"admin_token"`
+	FoundBy string        `json:"found_by"`
+}
+
+func (a *API) identified(found Identified) identifiedAnswer {
+	k, t := found.Key, found.Token
+	out := identifiedAnswer{found.Subject(), found.Account, identifiedKey{found.Prefix(), k.State(), jsonTime(k.CreatedAt), jsonTime(k.RevokedAt),
+		jsonText(k.RevokedBy), jsonTime(k.LastUsedAt)}, t, found.FoundBy}
+	if t != nil {
+		out.Key = identifiedKey{t.Prefix, t.State(a.cfg.Store.now()), jsonTime(t.CreatedAt), jsonTime(t.RevokedAt), jsonText(t.RevokedBy), nil}
+	}
+	return out
 }

@@ -104,12 +104,16 @@ func TestAPIAnswersAsDocumented(t *testing.T) {
 		if got := s.want(t, 200, "manage", "POST", keys+"/identify", `{"prefix":"`+pp+`"}`); got.get(t, "account") != nil || got.get(t, "key.state") != "revoked" {
 			t.Errorf("identified: %s", got.body)
 		}
+		s.identifyParts(t, keys, id, raw)
 		stray, _ := auth.MintKey(auth.KindServiceAccount)
 		s.want(t, 404, "manage", "POST", keys+"/identify", `{"key":"`+stray+`"}`)
 		s.want(t, 400, "manage", "POST", keys+"/identify", `{"key":"`+raw[:40]+`"}`)
 		s.want(t, 400, "manage", "POST", keys+"/identify", `{}`)
 		s.want(t, 413, "manage", "POST", keys+"/identify", `{"key":"`+strings.Repeat("x", 200_000)+`"}`)
 		s.want(t, 415, "manage", "POST", keys+"/identify", `x`, "Content-Type", "text/plain")
+		s.want(t, 200, "other", "POST", keys+"/revoke-all", `{"org":"other"}`)
+		s.want(t, 413, "manage", "POST", keys+"/revoke-all", `{"org":"`+strings.Repeat("x", 200_000)+`"}`)
+		s.want(t, 415, "manage", "POST", keys+"/revoke-all", `x`, "Content-Type", "text/plain")
 
 		s.want(t, 200, "manage", "DELETE", one, "")
 		deleted := s.want(t, 200, "manage", "DELETE", one, "")
@@ -171,6 +175,7 @@ func everyRoute(id string) map[string][]string {
 		"POST /api/v1/keys":                             manage,
 		"DELETE /api/v1/keys/fpk_000000000000":          manage,
 		"POST /api/v1/keys/identify":                    manage,
+		"POST /api/v1/keys/revoke-all":                  manage,
 		"GET /api/v1/audit-events":                      govern,
 		"GET /api/v1/signal-types":                      {"all", "manage", "govern", "policy"},
 	}
@@ -220,6 +225,7 @@ func (s *site) faults(t *testing.T, id, prefix string) {
 		"PATCH /api/v1/service-accounts/" + id: `{"team":"late"}`,
 		"POST /api/v1/keys":                    `{"kind":"detector","name":"late"}`,
 		"POST /api/v1/keys/identify":           `{"prefix":"` + prefix + `"}`,
+		"POST /api/v1/keys/revoke-all":         `{"org":"acme"}`,
 	}
 	for _, f := range []struct {
 		err    error

@@ -3,7 +3,6 @@ package accounts
 import (
 	"context"
 	"database/sql"
-	"encoding/hex"
 	"fmt"
 	"strings"
 
@@ -140,27 +139,11 @@ func (s *Store) RevokeKey(ctx context.Context, by By, org, prefix string) (Key, 
 	var rev Revoked
 	at, err := s.write(ctx, func(ctx context.Context, t *tx) error {
 		rev.Prefixes = nil
-		var version int64
-		var revoked sql.NullInt64
-		var kind, subject, name string
-		err := t.QueryRowContext(ctx, `SELECT k.version, k.revoked_at, k.kind, k.subject_id, k.subject_name FROM keys k WHERE k.org = $1 AND k.prefix = $2`+
-			t.dialect.forUpdate("k"), org, prefix).Scan(&version, &revoked, &kind, &subject, &name)
-		switch {
-		case err != nil:
-			return wrap("read the key", err)
-		case kind == string(auth.KindServiceAccount):
-			return ErrAccountKey
-		case revoked.Valid:
-			return nil
+		done, err := t.revokeOwn(ctx, by, org, prefix)
+		if done {
+			rev.Prefixes = []string{prefix}
 		}
-		if err := t.revokeKey(ctx, lockedKey{prefix, version}, nextVersion(version, t), by); err != nil {
-			return err
-		}
-		rev.Prefixes = []string{prefix}
-		return t.audit(ctx, org, by, Event{
-			Action: "key.revoked", Target: Subject{kind, subject, kind + ": " + name},
-			Before: fields{"key_prefix": prefix, "name": name}, After: fields{"revoked_at": *jsonTime(t.now)},
-		})
+		return err
 	})
 	if err != nil {
 		return Key{}, Revoked{}, err
@@ -173,92 +156,33 @@ func (s *Store) RevokeKey(ctx context.Context, by By, org, prefix string) (Key, 
 	return k, rev, err
 }
 
+// revokeOwn revokes one key of a person or a detector, and reports whether it was alive.
+func (t *tx) revokeOwn(ctx context.Context, by By, org, prefix string) (bool, error) {
+	var version int64
+	var revoked sql.NullInt64
+	var kind, subject, name string
+	err := t.QueryRowContext(ctx, `SELECT k.version, k.revoked_at, k.kind, k.subject_id, k.subject_name FROM keys k WHERE k.org = $1 AND k.prefix = $2`+
+		t.dialect.forUpdate("k"), org, prefix).Scan(&version, &revoked, &kind, &subject, &name)
+	switch {
+	case err != nil:
+		return false, wrap("read the key", err)
+	case kind == string(auth.KindServiceAccount):
+		return false, ErrAccountKey
+	case revoked.Valid:
+		return false, nil
+	}
+	if err := t.revokeKey(ctx, lockedKey{prefix, version}, nextVersion(version, t), by); err != nil {
+		return false, err
+	}
+	return true, t.audit(ctx, org, by, Event{
+		Action: "key.revoked", Target: Subject{kind, subject, kind + ": " + name},
+		Before: fields{"key_prefix": prefix, "name": name}, After: fields{"revoked_at": *jsonTime(t.now)},
+	})
+}
+
 func (s *Store) key(ctx context.Context, org, where string, arg any) (Key, error) {
 	k, err := scanKey(s.r.QueryRowContext(ctx, selectKey+` WHERE k.org = $1 AND `+where, org, arg))
 	return k, wrap("read the key", err)
-}
-
-// A Query says how a found key is looked up: by exactly one of its fields.
-type Query struct {
-	Raw    string // the whole key, or text that holds it; cut to its prefix and hash here, and neither kept nor logged
-	Prefix string
-	SHA256 string // 64 hex digits: the hash of the whole key
-}
-
-// Identified is whose a key is.
-type Identified struct {
-	Key     Key
-	Account *Account // nil for persons and detectors
-}
-
-// Identify says whose key it is, whether it is alive and when it was last used, and writes that it was asked to the audit. A raw key is found by its
-// hash: a key that merely begins as ours does not match. Errors: *InvalidError, ErrNotFound (of another org too).
-func (s *Store) Identify(ctx context.Context, by By, org string, q Query) (Identified, error) {
-	where, arg, how, err := q.parse()
-	if err != nil {
-		return Identified{}, err
-	}
-	k, err := s.key(ctx, org, where, arg)
-	if err != nil {
-		return Identified{}, err
-	}
-	out := Identified{Key: k}
-	if k.Kind == auth.KindServiceAccount {
-		a, err := s.Account(ctx, org, k.SubjectID)
-		if err != nil {
-			return Identified{}, err
-		}
-		out.Account = &a
-	}
-	_, err = s.write(ctx, func(ctx context.Context, t *tx) error {
-		return t.audit(ctx, org, by, Event{Action: "key.identified", Target: k.Subject(), After: fields{"key_prefix": k.Prefix, "by": how}})
-	})
-	if err != nil {
-		return Identified{}, err
-	}
-	return out, nil
-}
-
-func (q Query) parse() (string, any, string, error) {
-	given := 0
-	for _, s := range []string{q.Raw, q.Prefix, q.SHA256} {
-		if s != "" {
-			given++
-		}
-	}
-	if given != 1 {
-		return "", nil, "", invalid("key", "give exactly one of key, prefix and sha256")
-	}
-	switch {
-	case q.Raw != "":
-		key, err := auth.ParseKey([]byte(wholeKey(q.Raw)))
-		if err != nil {
-			return "", nil, "", invalid("key", "is not a telemetry key: its form or its checksum is wrong")
-		}
-		return "k.hash = $2", key.Hash[:], "key", nil
-	case q.Prefix != "":
-		prefix, ok := auth.PrefixOf(q.Prefix)
-		if !ok {
-			return "", nil, "", invalid("prefix", "is not a key's prefix: fsk_, fpk_ or fdk_ and 12 letters or digits")
-		}
-		return "k.prefix = $2", prefix, "prefix", nil
-	default:
-		hash, err := hex.DecodeString(strings.TrimSpace(q.SHA256))
-		if err != nil || len(hash) != 32 {
-			return "", nil, "", invalid("sha256", "must be 64 hex digits")
-		}
-		return "k.hash = $2", hash, "sha256", nil
-	}
-}
-
-// wholeKey finds the key in pasted text such as a header or a line of an .env file.
-func wholeKey(s string) string {
-	for _, m := range keyInText.FindAllString(s, 8) {
-		if _, err := auth.ParseKey([]byte(m)); err == nil {
-			return m
-		}
-	}
-	return ""
 }
 
 // noAdmin turns "no such row" into ErrNoAdmin.

@@ -134,8 +134,9 @@ func newAccountList(org string, f AccountFilter, now time.Time) (*accountList, e
 		l.prefix = prefix
 	} else if q := strings.TrimSpace(f.Q); q != "" {
 		l.like = contains(q)
-		if cutPrefixPattern.MatchString(q) {
-			l.begins = likeEscaper.Replace(q) + "%"
+		// What was cut for a page or a log ends with dots.
+		if cut := strings.TrimRight(q, ".…*•"); cutPrefixPattern.MatchString(cut) {
+			l.begins = likeEscaper.Replace(cut) + "%"
 		}
 	}
 	switch f.State {

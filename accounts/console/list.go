@@ -116,12 +116,15 @@ type accountRow struct {
 	AbuseDetection, Deleted              bool
 }
 
-// A foundKey says whose key a searched prefix is, and whether it still opens anything.
+// A foundKey says whose key, or which admin token, a searched prefix is of, and whether it still opens anything.
 type foundKey struct {
 	Prefix, Label, URL  string
-	Active              bool
+	Token               bool
+	State               string // active, revoked; a token's also expired
 	RevokedBy           string
 	RevokedAt, LastUsed whenView
+	CreatedBy           string // of tokens, as Created
+	Created             whenView
 }
 
 func (c *Console) list(w http.ResponseWriter, r *http.Request, v *visit) error {
@@ -189,22 +192,23 @@ func (c *Console) row(a accounts.Account, here string) accountRow {
 	return row
 }
 
-// foundKey looks at a search that is a key's prefix, of whatever kind of subject. Asking by a whole key or its hash, which
-// leaves a trace in the audit, is the admin API's identify.
+// foundKey looks at a search that holds a key's prefix or enough of its beginning, of whatever kind of subject, or an admin token's. Asking by a
+// whole key or its hash, which leaves a trace in the audit, is the admin API's identify.
 func (c *Console) foundKey(ctx context.Context, v *visit, q string) (*foundKey, error) {
-	prefix, ok := auth.PrefixOf(q)
-	if !ok {
-		return nil, nil
-	}
-	k, err := c.store.KeyByPrefix(ctx, v.admin.Org, prefix)
+	i, err := c.store.FindByPrefix(ctx, v.admin.Org, q)
 	if errors.Is(err, accounts.ErrNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	if t := i.Token; t != nil {
+		return &foundKey{Prefix: t.Prefix, Label: "admin " + i.Subject().Label, Token: true, State: t.State(c.now()), CreatedBy: t.CreatedBy, Created: c.render.when(t.CreatedAt),
+			RevokedBy: t.RevokedBy, RevokedAt: c.render.when(t.RevokedAt)}, nil
+	}
+	k := i.Key
 	found := &foundKey{
-		Prefix: prefix, Label: k.Label, Active: k.Active(), RevokedBy: k.RevokedBy,
+		Prefix: k.Prefix, Label: k.Label, State: k.State(), RevokedBy: k.RevokedBy,
 		RevokedAt: c.render.when(k.RevokedAt), LastUsed: c.render.when(k.LastUsedAt),
 	}
 	if k.Kind == auth.KindServiceAccount {

@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"regexp"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"flowstate.inc/sluice/auth"
 )
 
 // A keyView is a key as the admin API answers it.
@@ -90,50 +94,93 @@ func newKeysList() *cobra.Command {
 
 func newKeysFind() *cobra.Command {
 	var a adminFlags
-	cmd := &cobra.Command{Use: "find PREFIX", Short: "Say whose a key is, and whether it is alive", Args: exactArgs(1),
-		Long: "Say whose a key is, whether it is alive, when it was last used and who revoked it. Give its prefix, the whole key or its SHA-256 in hexadecimal; nothing of it is logged."}
+	cmd := &cobra.Command{Use: "find KEY", Short: "Say whose a key or admin token is, and whether it is alive", Args: exactArgs(1),
+		Long: "Say whose a key or an admin token is, whether it is alive, when it was last used and who revoked it. Give its prefix (its first 16 characters), its\n" +
+			"beginning (8 characters after fsk_ or more, dots after it do no harm), the whole of it, text that holds it, or its SHA-256. Nothing of it is logged; the\n" +
+			"audit log says that somebody asked.",
+		Example: "  sluice keys find fsk_2xT4mQz9LkPa\n  sluice keys find 'fsk_2xT4mQz9…'\n  pbpaste | sluice keys find -"}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.do(cmd, "POST", "/api/v1/keys/identify", identifyBody(args[0]), func(w io.Writer, raw json.RawMessage) error {
-			var out struct {
-				Subject struct {
-					Kind  string `json:"kind"`
-					ID    string `json:"id"`
-					Label string `json:"label"`
-				} `json:"subject"`
-				Key keyView `json:"key"`
-			}
-			if err := json.Unmarshal(raw, &out); err != nil {
+		text := args[0]
+		if text == "-" {
+			b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4096))
+			if err != nil {
 				return err
 			}
-			t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-			fmt.Fprintf(t, "Key\t%s\nSubject\t%s\nSubject's id\t%s\nState\t%s\nCreated\t%s\nLast used\t%s\n",
-				out.Key.Prefix, out.Subject.Label, out.Subject.ID, out.Key.State, when(out.Key.CreatedAt), when(out.Key.LastUsedAt))
-			if out.Key.RevokedAt != nil {
-				fmt.Fprintf(t, "Revoked\t%s by %s\n", when(out.Key.RevokedAt), out.Key.RevokedBy)
-			}
-			return t.Flush()
-		})
+			text = string(b)
+		}
+		return a.do(cmd, "POST", "/api/v1/keys/identify", identifyBody(text), showFound)
 	}
 	a.register(cmd)
 	return cmd
 }
 
-// identifyBody sends what was pasted as what it looks like.
-func identifyBody(s string) map[string]string {
-	isHex := len(s) == 64
-	for _, c := range s {
-		if !('0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F') {
-			isHex = false
+func showFound(w io.Writer, raw json.RawMessage) error {
+	var out struct {
+		Subject struct {
+			ID    string `json:"id"`
+			Label string `json:"label"`
+		} `json:"subject"`
+		Key   keyView `json:"key"`
+		Token *struct {
+			Org         string     `json:"org"`
+			Permissions []string   `json:"permissions"`
+			CreatedBy   string     `json:"created_by"`
+			ExpiresAt   *time.Time `json:"expires_at"`
+		} `json:"admin_token"`
+		FoundBy string `json:"found_by"`
+	}
+	if err := json.Unmarshal(raw, &out); err != nil {
+		return err
+	}
+	k := out.Key
+	rows := [][2]string{{"Key", k.Prefix}, {"Subject", out.Subject.Label}, {"Subject's id", out.Subject.ID}, {"State", k.State}, {"Created", when(k.CreatedAt)}, {"Last used", when(k.LastUsedAt)}}
+	if t := out.Token; t != nil {
+		rows = [][2]string{{"Admin token", k.Prefix}, {"Name", out.Subject.Label}, {"Org", t.Org}, {"Permissions", strings.Join(t.Permissions, ", ")}, {"State", k.State},
+			{"Created", when(k.CreatedAt) + " by " + t.CreatedBy}, {"Expires", when(t.ExpiresAt)}}
+	}
+	if k.RevokedAt != nil {
+		rows = append(rows, [2]string{"Revoked", when(k.RevokedAt) + " by " + k.RevokedBy})
+	}
+	if out.FoundBy == "prefix" || out.FoundBy == "leading_part" {
+		rows = append(rows, [2]string{"Found by", "its beginning alone: whether the rest is the secret was not asked"})
+	}
+	if k.State == "active" {
+		switch {
+		case out.Token != nil:
+			rows = append(rows, [2]string{"To revoke it", "sluice tokens revoke " + k.Prefix + " --org " + out.Token.Org})
+		case strings.HasPrefix(k.Prefix, "fsk_"):
+			rows = append(rows, [2]string{"To revoke it", "sluice accounts delete " + out.Subject.ID + " --yes"})
+		default:
+			rows = append(rows, [2]string{"To revoke it", "sluice keys revoke " + k.Prefix + " --yes"})
 		}
 	}
-	switch {
-	case isHex:
-		return map[string]string{"sha256": s}
-	case len(s) > 16:
-		return map[string]string{"key": s}
-	default:
-		return map[string]string{"prefix": s}
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	for _, r := range rows {
+		fmt.Fprintf(t, "%s\t%s\n", r[0], r[1])
 	}
+	return t.Flush()
+}
+
+var (
+	keyPattern    = regexp.MustCompile(auth.KeyPattern)
+	sha256Pattern = regexp.MustCompile(`^(?i:sha256[:=])?([0-9A-Fa-f]{64}|[0-9A-Za-z+/]{43}=)$`)
+)
+
+// identifyBody sends what was pasted as what it looks like.
+func identifyBody(s string) map[string]string {
+	s = strings.TrimSpace(s)
+	// A key that was mistyped, or cut and put together, is found by its beginning.
+	for _, m := range keyPattern.FindAllString(s, 8) {
+		_, noKey := auth.ParseKey([]byte(m))
+		_, noToken := auth.ParseAdminToken([]byte(m))
+		if noKey == nil || noToken == nil {
+			return map[string]string{"key": m}
+		}
+	}
+	if sha256Pattern.MatchString(s) {
+		return map[string]string{"sha256": s}
+	}
+	return map[string]string{"prefix": s}
 }
 
 func newKeysRevoke() *cobra.Command {
