@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -29,6 +30,10 @@ type accountView struct {
 	LastSeenAt     *time.Time `json:"last_seen_at"`
 	CreatedAt      *time.Time `json:"created_at"`
 	DeletedAt      *time.Time `json:"deleted_at"`
+	Limits         struct {
+		Requests int64 `json:"requests_per_second"`
+		Bytes    int64 `json:"bytes_per_second"`
+	} `json:"limits"`
 }
 
 // A command of the admin API: which org, and how to print.
@@ -48,13 +53,22 @@ func (a *adminFlags) register(cmd *cobra.Command) {
 
 // do runs one call and prints its answer: raw with --json, else by show.
 func (a *adminFlags) do(cmd *cobra.Command, method, path string, in any, show func(io.Writer, json.RawMessage) error) error {
+	return a.with(cmd, func(ctx context.Context, c *adminClient) error { return a.answer(ctx, cmd, c, method, path, in, show) })
+}
+
+// with runs f on the admin API.
+func (a *adminFlags) with(cmd *cobra.Command, f func(context.Context, *adminClient) error) error {
 	c, err := openAdmin(cmd.Context(), &a.cfg, a.org)
 	if err != nil {
 		return err
 	}
 	defer c.close()
+	return f(cmd.Context(), c)
+}
+
+func (a *adminFlags) answer(ctx context.Context, cmd *cobra.Command, c *adminClient, method, path string, in any, show func(io.Writer, json.RawMessage) error) error {
 	var out json.RawMessage
-	if err := c.call(cmd.Context(), method, path, in, &out); err != nil {
+	if err := c.call(ctx, method, path, in, &out); err != nil {
 		return err
 	}
 	if a.asJSON {
@@ -74,7 +88,7 @@ func printJSON(w io.Writer, raw json.RawMessage) error {
 func newAccountsCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "accounts", Short: "Create, list, show, edit and delete service accounts", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newAccountsCreate(), newAccountsList(), newAccountsShow(), newAccountsEdit(), newAccountsDelete())
+	cmd.AddCommand(newAccountsCreate(), newAccountsList(), newAccountsShow(), newAccountsEdit(), newAccountsDelete(), newAccountsUsage())
 	return cmd
 }
 
@@ -116,7 +130,9 @@ func accountFlags(cmd *cobra.Command) func() map[string]any {
 func newAccountsCreate() *cobra.Command {
 	var a adminFlags
 	cmd := &cobra.Command{Use: "create", Short: "Create a service account and print its key, once", Args: cobra.NoArgs,
-		Long: "Create a service account and print its key. The key is shown this once. With no org yet, --org makes the first one."}
+		Long: "Create a service account and print its key. The key is shown this once. With no org yet, --org makes the first one.",
+		Example: "  sluice accounts create --name support-chatbot --environment production --intended-scope 'Answers customers of the shop.'\n" +
+			"  sluice accounts create --org acme --name eval --environment staging --requests-per-second 50 --bytes-per-second 1000000 --json"}
 	fields := accountFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		in := fields()
@@ -150,7 +166,9 @@ func newAccountsList() *cobra.Command {
 	var a adminFlags
 	var q, environment, state, seen string
 	var limit int
-	cmd := &cobra.Command{Use: "list", Short: "List service accounts", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "list", Short: "List service accounts", Args: cobra.NoArgs,
+		Long:    "List service accounts. Times are in UTC.",
+		Example: "  sluice accounts list --environment production --seen idle\n  sluice accounts list --q fsk_2xT4mQz9LkPa"}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		v := url.Values{}
 		for name, value := range map[string]string{"q": q, "environment": environment, "state": state, "seen": seen} {
@@ -197,25 +215,31 @@ func newAccountsList() *cobra.Command {
 
 func newAccountsShow() *cobra.Command {
 	var a adminFlags
-	cmd := &cobra.Command{Use: "show ID", Short: "Show a service account", Args: exactArgs(1)}
+	var environment string
+	cmd := &cobra.Command{Use: "show ACCOUNT", Short: "Show a service account", Args: exactArgs(1), Long: "Show a service account. " + accountArgument,
+		Example: "  sluice accounts show support-chatbot --environment production\n  sluice accounts show support-chatbot/production --json"}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.do(cmd, "GET", "/api/v1/service-accounts/"+url.PathEscape(args[0]), nil, showAccount)
+		return a.doAccount(cmd, args[0], environment, "GET", "", nil, showAccount)
 	}
+	cmd.Flags().StringVar(&environment, "environment", "", "environment of the account, where ACCOUNT is a name")
 	a.register(cmd)
 	return cmd
 }
 
 func newAccountsEdit() *cobra.Command {
 	var a adminFlags
-	cmd := &cobra.Command{Use: "edit ID", Short: "Change a service account", Args: exactArgs(1),
-		Long: "Change a service account. What is not given stays. The key cannot be changed: to rotate it, delete the account and create it again."}
+	cmd := &cobra.Command{Use: "edit ACCOUNT", Short: "Change a service account", Args: exactArgs(1),
+		Long: "Change a service account. What is not given stays. The key cannot be changed: to rotate it, delete the account and create it again.\n" +
+			"ACCOUNT is its id, NAME/ENVIRONMENT, or its name where one live account has it; --environment is what it is to become.",
+		Example: "  sluice accounts edit support-chatbot/production --intended-scope 'Answers customers of the shop.'\n" +
+			"  sluice accounts edit support-chatbot/production --requests-per-second 50"}
 	fields := accountFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		in := fields()
 		if len(in) == 0 {
 			return usagef("nothing to change: give --name, --environment, --description, --intended-scope, --abuse-detection, --team, --cost-centre or limits")
 		}
-		return a.do(cmd, "PATCH", "/api/v1/service-accounts/"+url.PathEscape(args[0]), in, showAccount)
+		return a.doAccount(cmd, args[0], "", "PATCH", "", in, showAccount)
 	}
 	a.register(cmd)
 	return cmd
@@ -224,42 +248,40 @@ func newAccountsEdit() *cobra.Command {
 func newAccountsDelete() *cobra.Command {
 	var a adminFlags
 	var yes bool
-	cmd := &cobra.Command{Use: "delete ID", Short: "Delete a service account and revoke its key", Args: exactArgs(1)}
+	var environment string
+	cmd := &cobra.Command{Use: "delete ACCOUNT", Short: "Delete a service account and revoke its key", Args: exactArgs(1),
+		Long:    "Delete a service account and revoke its key at once; the answer says how many edges refuse it already. " + accountArgument,
+		Example: "  sluice accounts delete sa_0198c1… --yes\n  sluice accounts delete support-chatbot --environment production --yes"}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !yes {
 			return usagef("this revokes the account's key at once and cannot be undone: say --yes")
 		}
-		return a.do(cmd, "DELETE", "/api/v1/service-accounts/"+url.PathEscape(args[0]), nil, func(w io.Writer, raw json.RawMessage) error {
+		return a.doAccount(cmd, args[0], environment, "DELETE", "", nil, func(w io.Writer, raw json.RawMessage) error {
 			var out struct {
-				Account    accountView `json:"account"`
-				Revocation struct {
-					Edges     *int `json:"edges"` // nil: they could not be asked
-					Confirmed *int `json:"confirmed"`
-					Pending   []struct {
-						Edge  string `json:"edge"`
-						Until string `json:"until"`
-					} `json:"pending"`
-				} `json:"revocation"`
+				Account    accountView    `json:"account"`
+				Revocation revocationView `json:"revocation"`
 			}
 			if err := json.Unmarshal(raw, &out); err != nil {
 				return err
 			}
-			edges := "; how many edges refuse it already is unknown"
-			if r := out.Revocation; r.Edges != nil && r.Confirmed != nil {
-				edges = fmt.Sprintf(", and refused by %d of %d edges", *r.Confirmed, *r.Edges)
-			}
-			_, err := fmt.Fprintf(w, "Deleted %s / %s; its key %s is revoked%s.\n", out.Account.Name, out.Account.Environment, out.Account.KeyPrefix, edges)
-			for _, p := range out.Revocation.Pending {
-				if err == nil {
-					_, err = fmt.Fprintf(w, "%s has not said so yet; it may accept the key until %s.\n", p.Edge, p.Until)
-				}
-			}
+			_, err := fmt.Fprintf(w, "Deleted %s / %s; its key %s is revoked, and %s", out.Account.Name, out.Account.Environment, out.Account.KeyPrefix, out.Revocation)
 			return err
 		})
 	}
+	cmd.Flags().StringVar(&environment, "environment", "", "environment of the account, where ACCOUNT is a name")
 	cmd.Flags().BoolVar(&yes, "yes", false, "really delete it")
 	a.register(cmd)
 	return cmd
+}
+
+func (i accountView) limits() string {
+	say := func(n int64, unit string) string {
+		if n == 0 {
+			return unit + " as the edge has it"
+		}
+		return fmt.Sprintf("%d %s", n, unit)
+	}
+	return say(i.Limits.Requests, "requests/s") + ", " + say(i.Limits.Bytes, "bytes/s")
 }
 
 func showAccount(w io.Writer, raw json.RawMessage) error {
@@ -271,7 +293,7 @@ func showAccount(w io.Writer, raw json.RawMessage) error {
 	for _, row := range [][2]string{
 		{"Id", i.ID}, {"Org", i.Org}, {"Name", i.Name}, {"Environment", i.Environment}, {"Description", i.Description},
 		{"Intended scope", i.IntendedScope}, {"Abuse detection", onOff(i.AbuseDetection)}, {"Team", i.Team}, {"Cost centre", i.CostCentre},
-		{"Key", i.KeyPrefix}, {"First seen", when(i.FirstSeenAt)}, {"Last seen", when(i.LastSeenAt)}, {"Created", when(i.CreatedAt)}, {"Deleted", when(i.DeletedAt)},
+		{"Limits, per edge", i.limits()}, {"Key", i.KeyPrefix}, {"First seen", when(i.FirstSeenAt)}, {"Last seen", when(i.LastSeenAt)}, {"Created", when(i.CreatedAt)}, {"Deleted", when(i.DeletedAt)},
 	} {
 		if row[1] == "" || (row[0] == "Deleted" && i.DeletedAt == nil) {
 			continue
@@ -281,12 +303,12 @@ func showAccount(w io.Writer, raw json.RawMessage) error {
 	return t.Flush()
 }
 
-// when is a time for people: "never" where there is none.
+// when is a time for people, in UTC: "never" where there is none.
 func when(t *time.Time) string {
 	if t == nil {
 		return "never"
 	}
-	return t.Local().Format("2006-01-02 15:04:05")
+	return t.UTC().Format("2006-01-02 15:04:05Z")
 }
 
 func onOff(b bool) string {

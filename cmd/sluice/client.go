@@ -63,7 +63,7 @@ func openAdmin(ctx context.Context, c *config, org string) (*adminClient, error)
 // openRunning goes through the process that runs, so that a change holds for its very next request. Its token is for its own org; for
 // another one a token is made for this command and revoked after it.
 func openRunning(ctx context.Context, run *runFile, store *accounts.Store, closeStore func(), org string) (*adminClient, error) {
-	client := &adminClient{http: &http.Client{Timeout: 15 * time.Second}, base: run.Admin, token: run.AdminToken, org: run.Org, close: closeStore}
+	client := &adminClient{http: &http.Client{Timeout: 2 * time.Minute}, base: run.Admin, token: run.AdminToken, org: run.Org, close: closeStore}
 	if org == "" || org == run.Org {
 		return client, nil
 	}

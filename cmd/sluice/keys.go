@@ -191,8 +191,15 @@ func newKeysRevoke() *cobra.Command {
 		if !yes {
 			return usagef("this revokes the key at once and cannot be undone: say --yes")
 		}
-		return a.do(cmd, "DELETE", "/api/v1/keys/"+url.PathEscape(args[0]), nil, func(w io.Writer, _ json.RawMessage) error {
-			_, err := fmt.Fprintf(w, "Revoked %s.\n", args[0])
+		return a.do(cmd, "DELETE", "/api/v1/keys/"+url.PathEscape(args[0]), nil, func(w io.Writer, raw json.RawMessage) error {
+			var out struct {
+				Item       keyView        `json:"item"`
+				Revocation revocationView `json:"revocation"`
+			}
+			if err := json.Unmarshal(raw, &out); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(w, "Revoked %s; it is %s", out.Item.Prefix, out.Revocation)
 			return err
 		})
 	}

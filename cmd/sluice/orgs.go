@@ -110,7 +110,7 @@ type orgView struct {
 }
 
 func newOrgsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "orgs", Short: "Create and list orgs", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "orgs", Short: "Create and list orgs, and revoke all keys of one", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	var createJSON, listJSON bool
 	cmd.AddCommand(
@@ -144,7 +144,41 @@ func newOrgsCommand() *cobra.Command {
 					return t.Flush()
 				}, nil
 			}),
+		newOrgsRevokeKeys(),
 	)
+	return cmd
+}
+
+func newOrgsRevokeKeys() *cobra.Command {
+	var a adminFlags
+	var yes bool
+	cmd := &cobra.Command{Use: "revoke-keys ORG", Short: "Revoke every telemetry key of an org, in an incident", Args: exactArgs(1),
+		Long: "Revoke every telemetry key of an org at once: its service accounts are deleted (they stay listed with --state deleted, and are created again under the same\n" +
+			"names), the keys of its persons and detectors are revoked. Everything that sends for this org is refused from then on. Should it break off, what it did\n" +
+			"stands: run it again. Admin tokens stay: see sluice tokens list.",
+		Example: "  sluice orgs revoke-keys acme --yes"}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !yes {
+			return usagef("this deletes all service accounts of %s and revokes every key it has, at once, and cannot be undone: say --yes", args[0])
+		}
+		a.org = args[0]
+		return a.do(cmd, "POST", "/api/v1/keys/revoke-all", map[string]string{"org": args[0]}, func(w io.Writer, raw json.RawMessage) error {
+			var out struct {
+				Accounts   int            `json:"deleted_accounts"`
+				Keys       int            `json:"revoked_keys"`
+				Revocation revocationView `json:"revocation"`
+			}
+			if err := json.Unmarshal(raw, &out); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(w, "Revoked %d keys of %s, with %d service accounts; %s", out.Keys, args[0], out.Accounts, out.Revocation)
+			return err
+		})
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "really revoke them all")
+	a.cfg.storeFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&a.asJSON, "json", false, "print what the admin API answers")
+	layered(cmd)
 	return cmd
 }
 
@@ -160,10 +194,18 @@ func newTokensCreate() *cobra.Command {
 	var org, name string
 	var permissions []string
 	var ttl time.Duration
-	cmd := storeCommand(&cobra.Command{Use: "create", Short: "Create an admin token and print it, once", Args: cobra.NoArgs}, &asJSON,
+	cmd := storeCommand(&cobra.Command{Use: "create", Short: "Create an admin token and print it, once", Args: cobra.NoArgs,
+		Long:    "Create a token of the admin API and print it, once. It is for one org and has the permissions that are named.",
+		Example: "  sluice tokens create --name terraform --permission SETTINGS_INTEGRATIONS_UPDATE --ttl 720h"}, &asJSON,
 		func(ctx context.Context, store *accounts.Store, _ []string) (any, func(io.Writer) error, error) {
-			if org == "" || len(permissions) == 0 {
-				return nil, nil, usagef("--org and --permission are needed")
+			if len(permissions) == 0 {
+				return nil, nil, usagef("--permission is needed: one or more of %v", auth.AllPermissions())
+			}
+			if org == "" {
+				var err error
+				if org, err = onlyOrg(ctx, store); err != nil {
+					return nil, nil, err
+				}
 			}
 			var held []auth.Permission
 			for _, s := range permissions {
@@ -187,7 +229,7 @@ func newTokensCreate() *cobra.Command {
 			}, nil
 		})
 	f := cmd.Flags()
-	f.StringVar(&org, "org", "", "org that the token is for")
+	f.StringVar(&org, "org", "", "org that the token is for (default: the only one)")
 	f.StringVar(&name, "name", "cli", "what the token is for; the audit log names it")
 	f.StringSliceVar(&permissions, "permission", nil, "permission, more than once or comma-separated: SETTINGS_INTEGRATIONS_UPDATE, AI_GOVERNANCE_VIEW, AI_POLICY_ADMIN")
 	f.DurationVar(&ttl, "ttl", 0, "how long it is valid (0: until revoked)")

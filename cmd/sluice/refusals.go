@@ -74,8 +74,20 @@ func (p *process) firstMisuse(ctx context.Context, prefix string) bool {
 	return err != nil || first
 }
 
-// lastRefusals is how many refused requests sluice tail --refused shows before those that follow.
-const lastRefusals = 10
+// A refusedView is how sluice tail --refused was asked.
+type refusedView struct {
+	fromStart, asJSON, once bool
+	count                   int // stop after so many; 0: never
+	last                    int // how many of those before now are shown
+}
+
+// limit is how many of the refusals before now are shown.
+func (v refusedView) limit() int {
+	if v.fromStart {
+		return 10_000
+	}
+	return max(v.last, v.count)
+}
 
 // A refusalSource returns refused requests since a time, oldest first, at most limit of the latest.
 type refusalSource func(ctx context.Context, since time.Time, limit int) ([]refusalLine, error)
@@ -131,7 +143,8 @@ func refusedByStore(store *accounts.Store) refusalSource {
 }
 
 // tailRefused is sluice tail --refused.
-func (c *config) tailRefused(cmd *cobra.Command, fromStart, asJSON bool, count int) error {
+func (c *config) tailRefused(cmd *cobra.Command, v refusedView) error {
+	from := "the fleet on --postgres-url"
 	var source refusalSource
 	if c.postgresURL != "" {
 		writer, reader, err := openPostgres(c.postgresURL)
@@ -146,25 +159,25 @@ func (c *config) tailRefused(cmd *cobra.Command, fromStart, asJSON bool, count i
 		if err != nil {
 			return fmt.Errorf("%w; or give --postgres-url", err)
 		}
-		source = refusedByOps(run.Ops)
+		source, from = refusedByOps(run.Ops), "the edge behind "+run.Ops
 	}
-	return followRefused(cmd.Context(), cmd.OutOrStdout(), source, fromStart, asJSON, count)
+	if !v.once {
+		fmt.Fprintf(cmd.ErrOrStderr(), "Refused requests of %s, the last %d and those that follow; Ctrl-C ends it. Times are in UTC.\n", from, v.limit())
+	}
+	return followRefused(cmd.Context(), cmd.OutOrStdout(), source, v)
 }
 
-// followRefused prints refused requests until ctx ends, or count of them (0: no bound).
-func followRefused(ctx context.Context, out io.Writer, source refusalSource, fromStart, asJSON bool, count int) error {
+// followRefused prints refused requests until ctx ends or v has enough.
+func followRefused(ctx context.Context, out io.Writer, source refusalSource, v refusedView) error {
 	// Edges write within a second or two, by clocks of their own: what is new is looked for a little back.
 	const overlap = 10 * time.Second
-	limit := lastRefusals
-	if fromStart {
-		limit = 10_000
-	}
+	limit := v.limit()
 	var since time.Time
 	seen := map[string]time.Time{}
 	enc := json.NewEncoder(out)
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	for left := count; ; {
+	for left := v.count; ; {
 		lines, err := source(ctx, since, limit)
 		if ctx.Err() != nil {
 			return nil
@@ -178,7 +191,7 @@ func followRefused(ctx context.Context, out io.Writer, source refusalSource, fro
 				continue
 			}
 			seen[l.id] = l.At
-			if asJSON {
+			if v.asJSON {
 				err = enc.Encode(l)
 			} else {
 				_, err = fmt.Fprintln(out, l.String())
@@ -186,9 +199,12 @@ func followRefused(ctx context.Context, out io.Writer, source refusalSource, fro
 			if err != nil {
 				return err
 			}
-			if left--; count > 0 && left == 0 {
+			if left--; v.count > 0 && left == 0 {
 				return nil
 			}
+		}
+		if v.once {
+			return nil
 		}
 		if n := len(lines); n > 0 {
 			since = lines[n-1].At.Add(-overlap)
@@ -210,7 +226,7 @@ func followRefused(ctx context.Context, out io.Writer, source refusalSource, fro
 
 // String is the line for people.
 func (l refusalLine) String() string {
-	s := fmt.Sprintf("%s  %d %-18s %-16s  from %-15s %s", l.At.Local().Format("2006-01-02 15:04:05"), l.Code, l.Reason, cmp.Or(l.Prefix, "no key"), cmp.Or(l.Address, "?"), l.Path)
+	s := fmt.Sprintf("%s  %d %-18s %-16s  from %-15s %s", when(&l.At), l.Code, l.Reason, cmp.Or(l.Prefix, "no key"), cmp.Or(l.Address, "?"), l.Path)
 	if l.UserAgent != "" {
 		s += "  " + l.UserAgent
 	}

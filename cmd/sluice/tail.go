@@ -25,19 +25,24 @@ import (
 func newTailCommand() *cobra.Command {
 	var cfg config
 	var asJSON, fromStart, refused bool
+	var once bool
 	var only []string
-	var count int
+	var count, last int
 	cmd := &cobra.Command{
 		Use:   "tail",
 		Short: "Follow the topics and print what arrives",
 		Long: "Follow the topics and print what arrives, from now on. Without --kafka-brokers it follows the sluice dev that runs on --data-dir.\n" +
 			"With --json each line is one message: {topic, partition, offset, key, time, headers, value}; OTLP values are decoded.\n" +
 			"With --refused it shows the last requests that the edge refused instead, and those that follow: of a whole fleet with --postgres-url, where a flood\n" +
-			"of one sender within a second is one line, else of the sluice dev on --data-dir.",
-		Args: cobra.NoArgs,
+			"of one sender within a second is one line, else of the sluice dev on --data-dir. Times are in UTC.",
+		Example: "  sluice tail --topic ai_signals --json\n  sluice tail --refused --last 100 --once",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if refused {
-				return cfg.tailRefused(cmd, fromStart, asJSON, count)
+				return cfg.tailRefused(cmd, refusedView{fromStart: fromStart, asJSON: asJSON, count: count, last: last, once: once})
+			}
+			if once || cmd.Flags().Changed("last") {
+				return usagef("--last and --once belong to --refused")
 			}
 			brokers := cfg.kafkaBrokers
 			if len(brokers) == 0 {
@@ -56,6 +61,11 @@ func newTailCommand() *cobra.Command {
 				names = []string{cfg.topics.logs, cfg.topics.spans, cfg.topics.metrics, cfg.topics.signals}
 			}
 			f := follower{client: &kafka.Client{Addr: kafka.TCP(brokers...), Transport: transport, Timeout: 10 * time.Second}, topics: names, fromStart: fromStart}
+			from := "from now on (--from-beginning: all that is kept)"
+			if fromStart {
+				from = "from the oldest that is kept"
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "Following %s at %s, %s; Ctrl-C ends it. Times are in UTC.\n", strings.Join(names, ", "), strings.Join(brokers, ", "), from)
 			p := printer{out: cmd.OutOrStdout(), json: asJSON, topics: cfg.topics}
 			left := count
 			err = f.follow(cmd.Context(), func(m kafka.Message) error {
@@ -82,7 +92,9 @@ func newTailCommand() *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "print one JSON line for each message")
 	f.BoolVar(&fromStart, "from-beginning", false, "begin with the oldest message kept")
 	f.StringSliceVar(&only, "topic", nil, "topics to follow (default: logs, spans, metrics and signals)")
-	f.IntVarP(&count, "count", "n", 0, "stop after so many messages (0: never)")
+	f.IntVarP(&count, "count", "n", 0, "stop after so many messages (0: never); with --refused those before now are among them")
+	f.IntVar(&last, "last", 10, "with --refused: how many of those before now are shown; at least --count")
+	f.BoolVar(&once, "once", false, "with --refused: show those and end")
 	layered(cmd)
 	return cmd
 }
@@ -333,7 +345,7 @@ type eventView struct {
 }
 
 func (p *printer) text(m kafka.Message) error {
-	at := m.Time.Local().Format("15:04:05.000")
+	at := m.Time.UTC().Format("15:04:05.000Z")
 	switch data := p.payload(m.Topic).(type) {
 	case nil:
 		var e eventView
