@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -77,6 +78,7 @@ func (c *adminClient) account(ctx context.Context, name, environment string) (st
 	for _, i := range found {
 		environments = append(environments, i.Environment)
 	}
+	slices.Sort(environments)
 	return "", usagef("%d live accounts are named %s, in %s: give --environment, %s/ENVIRONMENT or the id", len(found), name, strings.Join(environments, ", "), name)
 }
 

@@ -65,7 +65,7 @@ func newRootCommand() *cobra.Command {
 	})
 	root.AddCommand(
 		newDevCommand(), newServeCommand(), newMigrateCommand(),
-		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newAuditCommand(), newTailCommand(), newDLQCommand(), newSpoolCommand(), newConfigCommand(), newVersionCommand(),
+		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newAuditCommand(), newTailCommand(), newTopCommand(), newDLQCommand(), newSpoolCommand(), newConfigCommand(), newVersionCommand(),
 	)
 	return root
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/segmentio/kafka-go"
 )
 
 // The stories in testdata/stories are what a user types, run against the real program. Beside testscript's own commands they have:
@@ -29,6 +30,7 @@ import (
 //	kill9 NAME            SIGKILL, and wait
 //	http METHOD URL [NAME:VALUE…] [BODY]   one request; the code and the body are stdout
 //	await PATTERN COMMAND…   run a command of this list or sluice until its output matches
+//	produce BROKERS TOPIC KEY VALUE [NAME:VALUE…]   one message, acknowledged
 //	json PATH FILE VAR    set $VAR to a value of a JSON file
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sluice": func() { os.Exit(run()) }})
@@ -95,6 +97,7 @@ func runStories(t *testing.T, dir string, setup func(*testscript.Env) error) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": cmdStart, "stop": cmdStop, "kill9": cmdKill9, "http": cmdHTTP, "await": cmdAwait, "json": cmdJSON,
+			"produce": cmdProduce,
 		},
 	})
 }
@@ -332,6 +335,22 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("no %q in\n%s", args[0], last)
 	}
 	_, _ = io.WriteString(ts.Stdout(), last)
+}
+
+func cmdProduce(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) < 4 {
+		ts.Fatalf("usage: produce BROKERS TOPIC KEY VALUE [NAME:VALUE…]")
+	}
+	w := &kafka.Writer{Addr: kafka.TCP(strings.Split(args[0], ",")...), Topic: args[1], RequiredAcks: kafka.RequireAll, Balancer: &kafka.Hash{}}
+	m := kafka.Message{Key: []byte(args[2]), Value: []byte(args[3])}
+	for _, h := range args[4:] {
+		name, value, _ := strings.Cut(h, ":")
+		m.Headers = append(m.Headers, kafka.Header{Key: name, Value: []byte(value)})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	ts.Check(w.WriteMessages(ctx, m))
+	ts.Check(w.Close())
 }
 
 func cmdJSON(ts *testscript.TestScript, _ bool, args []string) {
