@@ -214,3 +214,37 @@ func TestSplitToBoundsItsWork(t *testing.T) {
 		t.Errorf("%d bytes in %d parts of %d: %+v %v", sent, parts, len(payload), over, err)
 	}
 }
+
+// Two halves by number have the same records under the same headers, in the same order, whatever their sizes are.
+func TestHalve(t *testing.T) {
+	for _, kind := range kinds {
+		for _, n := range []int{2, 3, 7, 20} {
+			payload, _ := checkRewrite(t, kind, marshal(t, agentRequest(kind, n)))
+			want := flatten(t, kind, payload)
+			var got []string
+			var counts []int
+			if err := Halve(payload, kind, func(part []byte, records int) error {
+				flat := flatten(t, kind, part)
+				if len(flat) != records {
+					t.Errorf("%d records are called %d", len(flat), records)
+				}
+				got, counts = append(got, flat...), append(counts, records)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if len(counts) != 2 || counts[0] != len(want)/2 || strings.Join(got, "\n") != strings.Join(want, "\n") {
+				t.Errorf("%s of %d: halves of %v records, which are not the same", kind, n, counts)
+			}
+		}
+	}
+	one, _ := checkRewrite(t, Logs, marshal(t, agentRequest(Logs, 1)))
+	stop := errors.New("stop")
+	if err := Halve(one, Logs, func([]byte, int) error { return nil }); err == nil {
+		t.Error("a single record was halved")
+	}
+	two, _ := checkRewrite(t, Logs, marshal(t, agentRequest(Logs, 2)))
+	if err := Halve(two, Logs, func([]byte, int) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("%v", err)
+	}
+}
