@@ -15,10 +15,8 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"net/url"
 	"os"
 	"os/signal"
 	"runtime"
@@ -28,11 +26,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
-	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
-	"flowstate.inc/sluice/deploy"
 )
 
 // options are what a run is told.
@@ -127,14 +121,6 @@ type floodResult struct {
 	Answers       map[string]int64 `json:"answers"`
 }
 
-// A world is a database full of keys.
-type world struct {
-	store *accounts.Store
-	keys  []auth.Key
-	asked atomic.Int64 // questions about keys
-	took  timings      // of them
-}
-
 // measure runs everything, writes a line for each result and returns them.
 func measure(ctx context.Context, o options, out io.Writer) (report, error) {
 	var r report
@@ -163,131 +149,6 @@ func measure(ctx context.Context, o options, out io.Writer) (report, error) {
 		return r, err
 	}
 	return r, enc.Encode(r.Flood)
-}
-
-// makeWorld makes a database with the keys, and returns how to drop it.
-func makeWorld(ctx context.Context, o options) (*world, func(), error) {
-	admin, reader, err := accounts.OpenPostgres(o.postgres)
-	if err != nil {
-		return nil, nil, err
-	}
-	reader.Close()
-	name := fmt.Sprintf("lookups_%x", rand.Uint64())
-	if _, err := admin.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
-		admin.Close()
-		return nil, nil, err
-	}
-	u, err := url.Parse(o.postgres)
-	if err != nil {
-		return nil, nil, errors.New("-postgres-url is not a URL")
-	}
-	u.Path = "/" + name
-	writer, reader, err := accounts.OpenPostgres(u.String())
-	if err != nil {
-		return nil, nil, err
-	}
-	done := func() {
-		reader.Close()
-		writer.Close()
-		if _, err := admin.ExecContext(context.WithoutCancel(ctx), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
-			log.Print(err)
-		}
-		admin.Close()
-	}
-	if _, err := deploy.Migrate(ctx, writer, deploy.Postgres); err != nil {
-		done()
-		return nil, nil, err
-	}
-	w := &world{store: accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres})}
-	by := accounts.By{Actor: "bench", Via: "cli"}
-	if _, err := w.store.CreateOrg(ctx, by, "acme"); err != nil {
-		done()
-		return nil, nil, err
-	}
-	began := time.Now()
-	for len(w.keys) < o.keys {
-		type row struct {
-			ID, Prefix, Hash string
-		}
-		rows := make([]row, min(5000, o.keys-len(w.keys)))
-		for i := range rows {
-			_, key := auth.MintKey(auth.KindServiceAccount)
-			rows[i] = row{fmt.Sprintf("sa_%032x", len(w.keys)), key.Prefix(), fmt.Sprintf("%x", key.Hash)}
-			w.keys = append(w.keys, key)
-		}
-		list, err := json.Marshal(rows)
-		if err != nil {
-			done()
-			return nil, nil, err
-		}
-		for _, query := range []string{
-			`INSERT INTO service_accounts (id, org, name, name_lower, environment, description, intended_scope, abuse_detection, team, cost_centre, requests_per_second,
-				bytes_per_second, key_prefix, version, created_at, created_by, updated_at)
-				SELECT v->>'ID', 'acme', 'workload-' || (v->>'ID'), 'workload-' || (v->>'ID'), 'production', 'Summarises what came in overnight, and sends it round.',
-				'Summaries of internal documents; never answers customers.', true, 'search', 'cc-1042', 0, 0, v->>'Prefix', 1, 1, 'bench', 1 FROM json_array_elements(CAST($1 AS JSON)) v`,
-			`INSERT INTO keys (prefix, org, kind, subject_id, subject_name, hash, version, created_at, created_by)
-				SELECT v->>'Prefix', 'acme', 'service_account', v->>'ID', '', decode(v->>'Hash', 'hex'), 1, 1, 'bench' FROM json_array_elements(CAST($1 AS JSON)) v`,
-		} {
-			if _, err := writer.ExecContext(ctx, query, string(list)); err != nil {
-				done()
-				return nil, nil, err
-			}
-		}
-	}
-	if _, err := writer.ExecContext(ctx, "ANALYZE"); err != nil {
-		done()
-		return nil, nil, err
-	}
-	log.Printf("made %d keys in %v", len(w.keys), time.Since(began).Round(time.Second))
-	return w, done, nil
-}
-
-// A running chain reads its feed until stop.
-type running struct {
-	*auth.Chain
-	reg  *prometheus.Registry
-	stop func()
-}
-
-func (w *world) start(ctx context.Context, o options) (*running, error) {
-	shared, err := auth.OpenRedis(o.redis)
-	if err != nil {
-		return nil, err
-	}
-	reg := prometheus.NewRegistry()
-	key := func(ctx context.Context, prefix string) (auth.Record, error) {
-		w.asked.Add(1)
-		began := time.Now()
-		rec, err := w.store.Key(ctx, prefix)
-		w.took.add(time.Since(began))
-		return rec, err
-	}
-	c, err := auth.NewChain(auth.ChainConfig{
-		Truth: auth.Truth{Key: key, AccountKey: w.store.AccountKey, AccountKeyByName: w.store.AccountKeyByName, Changes: w.store.Changes,
-			ReportEdge: w.store.ReportEdge, Stamp: w.store.Stamp},
-		Redis: shared, MaxKeys: o.l1, KeyPrefix: fmt.Sprintf("lookups:%x:", rand.Uint64()), Registerer: reg, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- c.Run(ctx) }()
-	for !c.Status().FeedLoaded {
-		select {
-		case <-ctx.Done():
-			cancel()
-			return nil, ctx.Err()
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	return &running{c, reg, func() {
-		cancel()
-		if err := <-ended; err != nil {
-			log.Print(err)
-		}
-		shared.Close()
-	}}, nil
 }
 
 // lookups is sluice_auth_lookups_total, by tier and result.
@@ -441,97 +302,6 @@ func heap() int64 {
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
-}
-
-// flood sends well-formed keys that do not exist, from a thousand addresses, beside good keys from elsewhere.
-func (w *world) flood(ctx context.Context, o options) (floodResult, error) {
-	const budget = 500 // ChainConfig.MissesPerSecond's default
-	r := floodResult{What: "flood", Budget: budget, Answers: map[string]int64{}}
-	c, err := w.start(ctx, o)
-	if err != nil {
-		return r, err
-	}
-	defer c.stop()
-	var answers [3]atomic.Int64 // refused, unavailable, accepted
-	var good, failed, cold atomic.Int64
-	var goodTook timings
-	// The flood comes upon an edge at work, most of whose keys are not in L1.
-	const calm = 2 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, calm+o.flood)
-	defer cancel()
-	var wg sync.WaitGroup
-	// Bursts of 10 ms: a rate of thousands a second needs no timer each.
-	pace := func(perSecond int, do func(n int)) {
-		const burst = 10 * time.Millisecond
-		tick := time.NewTicker(burst)
-		defer tick.Stop()
-		began, sent := time.Now(), 0
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				due := int(time.Since(began).Seconds() * float64(perSecond))
-				for ; sent < due; sent++ {
-					n := sent
-					wg.Go(func() { do(n) })
-				}
-			}
-		}
-	}
-	var pacers sync.WaitGroup
-	var before int64
-	var began time.Time
-	pacers.Go(func() {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(calm):
-		}
-		before, began = w.asked.Load(), time.Now()
-		pace(o.unknown, func(n int) {
-			_, key := auth.MintKey(auth.KindServiceAccount)
-			from := netip.AddrFrom4([4]byte{198, 51, byte(n / 250 % 4), byte(n % 250)})
-			_, err := c.Authenticate(context.WithoutCancel(ctx), auth.Credentials{Key: key}, from)
-			switch {
-			case errors.Is(err, auth.ErrUnknownKey):
-				answers[0].Add(1)
-			case errors.Is(err, auth.ErrUnavailable):
-				answers[1].Add(1)
-			default:
-				answers[2].Add(1)
-			}
-		})
-	})
-	pacers.Go(func() {
-		pace(o.good, func(n int) {
-			// Nine of ten requests are of a tenth of the keys, which is known soon; the others of keys that this edge may never have seen.
-			key := w.keys[n%max(1, min(len(w.keys), 10_000)/10)]
-			if n%10 == 0 {
-				key = w.keys[len(w.keys)-1-n%len(w.keys)]
-				cold.Add(1)
-			}
-			from := netip.AddrFrom4([4]byte{192, 0, 2, byte(n % 20)})
-			began := time.Now()
-			_, err := c.Authenticate(context.WithoutCancel(ctx), auth.Credentials{Key: key}, from)
-			goodTook.add(time.Since(began))
-			good.Add(1)
-			if err != nil {
-				failed.Add(1)
-			}
-		})
-	})
-	pacers.Wait()
-	wg.Wait()
-	r.Unknown = answers[0].Load() + answers[1].Load() + answers[2].Load()
-	r.UnknownPerSec = float64(r.Unknown) / time.Since(began).Seconds()
-	r.Answers["refused_401"], r.Answers["unavailable_503"], r.Answers["accepted"] = answers[0].Load(), answers[1].Load(), answers[2].Load()
-	r.Good, r.GoodFailed, r.GoodCold, r.Asked = good.Load(), failed.Load(), cold.Load(), w.asked.Load()-before
-	// What was asked and found is a good key's look-up, which has no budget but that of the slots.
-	r.Misses = int64(c.lookups()["miss truth"])
-	r.MissesPerSec = float64(r.Misses) / time.Since(began).Seconds()
-	_, r.GoodP99us = goodTook.percentiles()
-	return r, nil
 }
 
 // timings collects durations.
