@@ -111,7 +111,7 @@ func TestRevokeAll(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for body, status := range map[string]int{`{}`: 400, `{"org":"other"}`: 400, `{"org":null}`: 400, `{"org":"acme","yes":true}`: 400} {
+		for body, status := range map[string]int{`{}`: 400, `{"org":"other"}`: 404, `{"org":null}`: 400, `{"org":"acme","yes":true}`: 400} {
 			s.want(t, status, "manage", "POST", "/api/v1/keys/revoke-all", body)
 		}
 		before := time.Now()

@@ -141,8 +141,12 @@ func (a *API) revokeAll(w http.ResponseWriter, r *http.Request, admin auth.Admin
 	if err := o.done(nil); err != nil {
 		return err
 	}
-	if confirm != admin.Org {
-		return invalid("org", "must name the org whose keys are all to be revoked, as a confirmation: %s", admin.Org)
+	switch confirm {
+	case admin.Org:
+	case "":
+		return invalid("org", "is required: the slug of the org whose keys are all to be revoked, as a confirmation")
+	default:
+		return ErrNotFound
 	}
 	done, err := a.cfg.Store.RevokeAll(r.Context(), a.by(r, admin), admin.Org)
 	if err != nil {
