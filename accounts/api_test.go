@@ -112,6 +112,7 @@ func TestAPIAnswersAsDocumented(t *testing.T) {
 		s.want(t, 413, "manage", "POST", keys+"/identify", `{"key":"`+strings.Repeat("x", 200_000)+`"}`)
 		s.want(t, 415, "manage", "POST", keys+"/identify", `x`, "Content-Type", "text/plain")
 		s.want(t, 200, "other", "POST", keys+"/revoke-all", `{"org":"other"}`)
+		s.want(t, 404, "manage", "POST", keys+"/revoke-all", `{"org":"other"}`)
 		s.want(t, 413, "manage", "POST", keys+"/revoke-all", `{"org":"`+strings.Repeat("x", 200_000)+`"}`)
 		s.want(t, 415, "manage", "POST", keys+"/revoke-all", `x`, "Content-Type", "text/plain")
 
