@@ -154,6 +154,14 @@ func newLedger(reg prometheus.Registerer) *ledger {
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals, kindWhoami, kindOther} {
 		l.byKind[kind] = l.duration.WithLabelValues(kind)
 	}
+	// What alerts are about exists from the start: rate() does not see the increase of a series that begins above 0.
+	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
+		l.answers(requestKey{kind, 200, served})
+		l.answers(requestKey{kind, 500, panicked})
+		for _, reason := range []refusal{authAway, kafkaAway, spoolFull, overloaded, subjectAway, stopping} {
+			l.answers(requestKey{kind, 503, reason})
+		}
+	}
 	return l
 }
 
@@ -170,11 +178,14 @@ func (l *ledger) settle(t *tally) {
 }
 
 func (l *ledger) request(kind string, code int, reason refusal, took time.Duration) {
-	key := requestKey{kind, code, reason}
+	l.answers(requestKey{kind, code, reason}).Inc()
+	l.byKind[kind].Observe(took.Seconds())
+}
+
+func (l *ledger) answers(key requestKey) prometheus.Counter {
 	c, ok := l.children.Load(key)
 	if !ok {
-		c, _ = l.children.LoadOrStore(key, l.requests.WithLabelValues(kind, strconv.Itoa(code), string(reason)))
+		c, _ = l.children.LoadOrStore(key, l.requests.WithLabelValues(key.kind, strconv.Itoa(key.code), string(key.reason)))
 	}
-	c.(prometheus.Counter).Inc()
-	l.byKind[kind].Observe(took.Seconds())
+	return c.(prometheus.Counter)
 }
