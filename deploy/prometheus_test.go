@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -66,8 +67,39 @@ func TestAlertsSayWhatToDo(t *testing.T) {
 				t.Errorf("%s has no %s", r.Alert, a)
 			}
 		}
-		if want := "https://flowstate.inc/sluice/docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook_url"] != want {
+		if want := "https://flowstate.inc/sluice/blob/main/deploy/docs/runbook.md#" + strings.ToLower(r.Alert); r.Annotations["runbook_url"] != want {
 			t.Errorf("%s: runbook_url is %q, want %s", r.Alert, r.Annotations["runbook_url"], want)
+		}
+	}
+}
+
+// TestAlertsAreTested holds the promtool tests to a moment when each alert fires and one when it does not; .ci/full runs them.
+func TestAlertsAreTested(t *testing.T) {
+	files, err := filepath.Glob("prometheus/*_test.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	fires, quiet := map[string]bool{}, map[string]bool{}
+	for _, file := range files {
+		var f struct {
+			Tests []struct {
+				Alerts []struct {
+					Name     string `yaml:"alertname"`
+					Expected []any  `yaml:"exp_alerts"`
+				} `yaml:"alert_rule_test"`
+			}
+		}
+		readYAML(t, file, &f)
+		for _, test := range f.Tests {
+			for _, a := range test.Alerts {
+				fires[a.Name] = fires[a.Name] || len(a.Expected) > 0
+				quiet[a.Name] = quiet[a.Name] || len(a.Expected) == 0
+			}
+		}
+	}
+	for _, r := range rules(t, "prometheus/alerts.yaml") {
+		if !fires[r.Alert] || !quiet[r.Alert] {
+			t.Errorf("%s: a test sees it fire: %v, and not fire: %v", r.Alert, fires[r.Alert], quiet[r.Alert])
 		}
 	}
 }
