@@ -106,6 +106,7 @@ func (s *Store) Put(ctx context.Context, batch []Received) (int, error) {
 	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		stored = 0
 		now := milli(s.now())
+		counts := hours{}
 		for part := range slices.Chunk(batch, insertRows) {
 			var a args
 			rows := make([]string, len(part))
@@ -122,18 +123,18 @@ func (s *Store) Put(ctx context.Context, batch []Received) (int, error) {
 				}
 				rows[i] = `(` + strings.Join(marks, `, `) + `)`
 			}
-			res, err := tx.ExecContext(ctx, `INSERT INTO alerts (id, org, type, category, severity, account_id, environment, detected_at, received_at, stored_at, open, event) VALUES `+
-				strings.Join(rows, `, `)+` ON CONFLICT (id) DO NOTHING`, a...)
+			rowsIn, err := tx.QueryContext(ctx, `INSERT INTO alerts (id, org, type, category, severity, account_id, environment, detected_at, received_at, stored_at, open, event) VALUES `+
+				strings.Join(rows, `, `)+` ON CONFLICT (id) DO NOTHING RETURNING `+hourColumns, a...)
 			if err != nil {
 				return wrap("store alerts", err)
 			}
-			n, err := res.RowsAffected()
+			n, err := counts.scan(rowsIn, 1)
 			if err != nil {
-				return wrap("store alerts", err)
+				return err
 			}
-			stored += int(n)
+			stored += n
 		}
-		return nil
+		return counts.add(ctx, tx)
 	})
 	if classify(err) == classData {
 		return 0, fmt.Errorf("%w: %w", ErrNotAnEvent, err)
@@ -228,6 +229,16 @@ func (s *Store) settle(ctx context.Context, org string, by By, ids []string, how
 		if _, err := tx.ExecContext(ctx, set+a.in("id", ids), a...); err != nil {
 			return wrap("resolve alerts", err)
 		}
+		counts := hours{}
+		for i := range found {
+			if e, was, is := &found[i].Event, found[i].Open(), how == ""; was != is {
+				counts[hourOf(e, was)]--
+				counts[hourOf(e, is)]++
+			}
+		}
+		if err := counts.add(ctx, tx); err != nil {
+			return err
+		}
 		if err := s.audit(ctx, tx, settled(org, by, found, how, note)); err != nil {
 			return err
 		}
@@ -316,12 +327,17 @@ func (s *Store) Prune(ctx context.Context, cutoff time.Time, batch int) (int64, 
 	for {
 		var n int64
 		err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-			res, err := tx.ExecContext(ctx, `DELETE FROM alerts WHERE id IN (SELECT id FROM alerts WHERE received_at < $1 ORDER BY received_at, id LIMIT $2)`, milli(cutoff), batch)
+			rows, err := tx.QueryContext(ctx, `DELETE FROM alerts WHERE id IN (SELECT id FROM alerts WHERE received_at < $1 ORDER BY received_at, id LIMIT $2) RETURNING `+hourColumns, milli(cutoff), batch)
 			if err != nil {
 				return wrap("prune alerts", err)
 			}
-			n, err = res.RowsAffected()
-			return wrap("prune alerts", err)
+			counts := hours{}
+			gone, err := counts.scan(rows, -1)
+			if err != nil {
+				return err
+			}
+			n = int64(gone)
+			return counts.add(ctx, tx)
 		})
 		if err != nil {
 			return removed, err
@@ -332,8 +348,11 @@ func (s *Store) Prune(ctx context.Context, cutoff time.Time, batch int) (int64, 
 		}
 	}
 	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `DELETE FROM signal_drops WHERE day < $1`, day(cutoff))
-		return wrap("prune drops", err)
+		if _, err := tx.ExecContext(ctx, `DELETE FROM signal_drops WHERE day < $1`, day(cutoff)); err != nil {
+			return wrap("prune drops", err)
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM alert_hours WHERE hour < $1 AND n <= 0`, milli(cutoff)/hourMillis)
+		return wrap("prune hours", err)
 	})
 	return removed, err
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -27,57 +26,6 @@ type Bucket struct {
 	Info  int       `json:"info"`
 	Warn  int       `json:"warn"`
 	Block int       `json:"block"`
-}
-
-// Histogram counts the alerts of a filter over time, in n equal buckets from f.Since to f.Until, which must be set.
-// Sort, Cursor and Limit of f say nothing here.
-func (s *Store) Histogram(ctx context.Context, org string, f AlertFilter, n int) ([]Bucket, error) {
-	f.Sort, f.Cursor, f.Limit = "", "", 0
-	q, err := ask(org, f)
-	if err != nil {
-		return nil, err
-	}
-	span := q.until - q.since
-	if q.since == 0 || span <= 0 || n < 1 || n > 500 {
-		return nil, fmt.Errorf("%w: a histogram needs since before until, and 1 to 500 buckets", ErrBadQuestion)
-	}
-	width := (span + int64(n) - 1) / int64(n)
-	buckets := make([]Bucket, n)
-	for i := range buckets {
-		buckets[i].At = fromMilli(q.since + int64(i)*width)
-	}
-	var a args
-	var branches []string
-	dimension, values := q.dimension(q.types)
-	for _, severity := range q.severities {
-		for _, open := range q.opens {
-			for _, value := range values {
-				w := q.where(&a, open, severity, dimension, value, q.types)
-				branches = append(branches, fmt.Sprintf(`SELECT %d AS loudness, (detected_at - %s) / %s AS bucket, COUNT(*) AS n FROM alerts WHERE %s GROUP BY 2`,
-					severity.rank(), `CAST(`+a.add(q.since)+` AS BIGINT)`, `CAST(`+a.add(width)+` AS BIGINT)`, w))
-			}
-		}
-	}
-	rows, err := s.r.QueryContext(ctx, strings.Join(branches, ` UNION ALL `), a...)
-	if err != nil {
-		return nil, wrap("count alerts", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var loudness, bucket, count int
-		if err := rows.Scan(&loudness, &bucket, &count); err != nil {
-			return nil, wrap("count alerts", err)
-		}
-		switch loudness {
-		case 1:
-			buckets[bucket].Info += count
-		case 2:
-			buckets[bucket].Warn += count
-		case 3:
-			buckets[bucket].Block += count
-		}
-	}
-	return buckets, wrap("count alerts", rows.Err())
 }
 
 // Arrived lists alerts stored at or after since, the earliest first, at most limit: what is new for a page that is open.

@@ -31,12 +31,19 @@ func (w *world) fill(t *testing.T, n int) {
 	if _, err := w.db.ExecContext(t.Context(), sql); err != nil {
 		t.Fatal(err)
 	}
-	analyse := `ANALYZE`
-	if w.dialect == Postgres {
-		analyse = `VACUUM ANALYZE alerts` // as autovacuum does: counts are then read from the index alone
-	}
-	if _, err := w.db.ExecContext(t.Context(), analyse); err != nil {
+	hours := `INSERT INTO alert_hours (org, hour, severity, open, category, type, environment, n) SELECT org, detected_at / 3600000, severity, open, category, type, environment, COUNT(*)
+		FROM alerts GROUP BY org, detected_at / 3600000, severity, open, category, type, environment`
+	if _, err := w.db.ExecContext(t.Context(), hours); err != nil {
 		t.Fatal(err)
+	}
+	analyse := []string{`ANALYZE`}
+	if w.dialect == Postgres {
+		analyse = []string{`VACUUM ANALYZE alerts`, `VACUUM ANALYZE alert_hours`} // as autovacuum does: counts are then read from the index alone
+	}
+	for _, sql := range analyse {
+		if _, err := w.db.ExecContext(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -73,7 +80,8 @@ func (w *world) plan(t *testing.T, sql string, a ...any) string {
 }
 
 // TestPlans holds the page's questions to the indexes. SLUICE_TEST_ALERTS says how many alerts there are; 20,000 unless said,
-// which is where both databases have long stopped scanning small tables.
+// which is where both databases have long stopped scanning small tables. SLUICE_TEST_ALERTS_RESULTS names a file that gets the
+// times, a line of JSON each; bench/results/alerts.jsonl was made so.
 func TestPlans(t *testing.T) {
 	n := 20_000
 	if s := os.Getenv("SLUICE_TEST_ALERTS"); s != "" {
@@ -83,7 +91,28 @@ func TestPlans(t *testing.T) {
 		}
 	}
 	each(t, func(t *testing.T, w *world) {
+		began := time.Now()
 		w.fill(t, n)
+		t.Logf("%d alerts in %v", n, time.Since(began).Round(time.Millisecond))
+		record := func(name string, took time.Duration) {
+			t.Helper()
+			t.Logf("%-26s %v", name, took.Round(100*time.Microsecond))
+			path := os.Getenv("SLUICE_TEST_ALERTS_RESULTS")
+			if path == "" {
+				return
+			}
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+			if err != nil {
+				t.Fatal(err)
+			}
+			database := map[Dialect]string{Postgres: "postgres", SQLite: "sqlite"}[w.dialect]
+			if _, err := fmt.Fprintf(f, `{"alerts":%d,"database":%q,"question":%q,"milliseconds":%.1f}`+"\n", n, database, name, float64(took.Microseconds())/1000); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		open := ptr(true)
 		questions := map[string]AlertFilter{
 			"the page as it opens":     {Open: open, Severities: []Severity{Warn, Block}},
@@ -131,7 +160,7 @@ func TestPlans(t *testing.T) {
 			if len(page.Items) == 0 {
 				t.Errorf("%s: nothing", name)
 			}
-			t.Logf("%-26s %3d alerts in %v", name, len(page.Items), time.Since(began).Round(100*time.Microsecond))
+			record(name, time.Since(began))
 		}
 		timed := func(name string, f func(ctx context.Context) error) {
 			t.Helper()
@@ -139,7 +168,7 @@ func TestPlans(t *testing.T) {
 			if err := f(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%-26s %v", name, time.Since(began).Round(100*time.Microsecond))
+			record(name, time.Since(began))
 		}
 		timed("counter", func(ctx context.Context) error { return second(w.Unacknowledged(ctx, "acme")) })
 		timed("histogram of a day", func(ctx context.Context) error {
@@ -147,6 +176,15 @@ func TestPlans(t *testing.T) {
 		})
 		timed("histogram of a month", func(ctx context.Context) error {
 			return second(w.Histogram(ctx, "acme", AlertFilter{Open: open, Severities: []Severity{Warn, Block}, Since: received.Add(-30 * 24 * time.Hour), Until: received}, 60))
+		})
+		timed("histogram of a week", func(ctx context.Context) error { // what the page draws
+			return second(w.Histogram(ctx, "acme", AlertFilter{Open: open, Severities: []Severity{Warn, Block}, Since: received.Add(-7 * 24 * time.Hour), Until: received}, 28))
+		})
+		timed("histogram of a month, all", func(ctx context.Context) error {
+			return second(w.Histogram(ctx, "acme", AlertFilter{Since: received.Add(-30 * 24 * time.Hour), Until: received}, 60))
+		})
+		timed("histogram of a rare account", func(ctx context.Context) error {
+			return second(w.Histogram(ctx, "acme", AlertFilter{Account: "sa_rare", Since: received.Add(-30 * 24 * time.Hour), Until: received}, 60))
 		})
 		timed("what is new", func(ctx context.Context) error {
 			return second(w.Arrived(ctx, "acme", received.Add(-time.Second), 200))
