@@ -24,6 +24,7 @@ type batch struct {
 	rejected int           // records filtered or invalid, for partial_success
 	notes    noteList      // what an answer says about them, at most maxNotes
 	unnoted  int           // records beyond those
+	warned   bool          // some of what was accepted has a warning among the notes
 	filtered []tallied     // for the counts by subject
 	refused  []invalidItem // events that Kafka itself refused for good, by their places in the request
 
@@ -104,6 +105,26 @@ func (b *batch) reject(kind, what string, o signals.Outcome, reason signals.Reas
 	b.unnoted += n
 }
 
+// warned and unknownAttribute are how a note says that a signal was accepted, and probably meant otherwise.
+const (
+	warned           signals.Outcome = "warning"
+	unknownAttribute signals.Reason  = "unknown_attribute"
+)
+
+// warn notes what a sender should hear of a signal that passed.
+func (b *batch) warn(what, detail string) {
+	b.warned = true
+	for i := range b.notes {
+		if b.notes[i].what == what && b.notes[i].reason == unknownAttribute {
+			b.notes[i].n++
+			return
+		}
+	}
+	if len(b.notes) < maxNotes {
+		b.notes = append(b.notes, note{what, warned, unknownAttribute, detail, 1})
+	}
+}
+
 // refuse takes down a message that Kafka itself will never take.
 func (b *batch) refuse(c carried, reason signals.Reason, detail string) {
 	b.reject(c.kind, c.kind, signals.Invalid, reason, detail, c.records)
@@ -123,7 +144,7 @@ func (b *batch) message() string {
 	for i := range b.notes {
 		n := &b.notes[i]
 		size := len(n.outcome) + len(n.what) + len(n.reason) + 32
-		if n.outcome == signals.Invalid {
+		if n.outcome == signals.Invalid || n.outcome == warned {
 			size += len(n.detail)
 		}
 		if len(s)+size > maxMessageText-64 {
@@ -136,7 +157,7 @@ func (b *batch) message() string {
 		}
 		s = append(append(append(append(s, n.outcome...), ": "...), n.what...), " × "...)
 		s = append(append(append(strconv.AppendInt(s, int64(n.n), 10), " ("...), n.reason...), ')')
-		if n.outcome == signals.Invalid && n.detail != "" {
+		if (n.outcome == signals.Invalid || n.outcome == warned) && n.detail != "" {
 			s = append(append(s, ": "...), n.detail...)
 		}
 	}

@@ -108,6 +108,7 @@ type request struct {
 	contentType     []byte
 	contentEncoding []byte // all of its fields, comma-separated
 	idempotencyKey  []byte
+	event           signals.BinaryEvent // not nil: a CloudEvent in binary mode
 	userAgent       []byte
 	remote          netip.Addr
 	received        time.Time // when the last byte of the body was here; until then, when its headers were

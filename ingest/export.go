@@ -37,7 +37,7 @@ func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity,
 		enc = encodingOf(r.contentType)
 	}
 	res := response{code: 200, reason: served, contentType: enc.ContentType()}
-	if b.rejected > 0 || enc == otlp.JSON { // else it is empty
+	if b.rejected > 0 || b.warned || enc == otlp.JSON { // else it is empty
 		r.answer = otlp.AppendExportResponse(r.answer[:0], rt.payload, enc, int64(b.rejected), b.message())
 		res.body = r.answer
 	}
@@ -93,7 +93,9 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 			e.settle(id, &t)
 			return subjectUnknown(f.raised[i].Index)
 		}
-		e.addVerdict(b, &v, f.raised[i].Index)
+		if e.addVerdict(b, &v, f.raised[i].Index) && f.raised[i].Warning != "" {
+			b.warn(v.Type, f.raised[i].Warning)
+		}
 	}
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"flowstate.inc/sluice/signals"
 )
 
 // ServerConfig is what a Server is made of.
@@ -132,6 +134,13 @@ func (s *Server) request(ctx *fasthttp.RequestCtx, r *request) {
 	r.ambiguous = twice
 	r.authorization, twice = single(h.PeekAll("Authorization"))
 	r.ambiguous = r.ambiguous || twice && len(r.key) == 0
+	if len(h.Peek("Ce-Specversion")) > 0 && string(r.path) == "/v1/signals" && signals.InBinary(string(r.contentType)) {
+		for name, value := range h.All() {
+			if len(name) > 3 && strings.EqualFold(string(name[:3]), "ce-") {
+				r.event = append(r.event, signals.BinaryAttribute{Name: strings.ToLower(string(name[3:])), Value: string(value)})
+			}
+		}
+	}
 	switch codings := h.PeekAll("Content-Encoding"); len(codings) {
 	case 0:
 	case 1:

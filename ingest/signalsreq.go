@@ -36,7 +36,15 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 		e.bodies.put(c, body)
 		return e.refuse(r, rt, e.bodyRefusal(err))
 	}
-	raised, err := signals.ParseRequest(string(r.contentType), body.b, string(r.idempotencyKey), signals.Limits{})
+	contentType, content := string(r.contentType), body.b
+	var raised []signals.Raised
+	var err error
+	if r.event != nil {
+		contentType, content, err = r.event.Request(contentType, content)
+	}
+	if err == nil {
+		raised, err = signals.ParseRequest(contentType, content, string(r.idempotencyKey), signals.Limits{})
+	}
 	e.bodies.put(c, body)
 	if err != nil {
 		return e.refuse(r, rt, parseRefusal(err))

@@ -1,10 +1,15 @@
 package signals
 
 import (
+	"bytes"
 	"encoding/base64"
+	"fmt"
 	"mime"
+	"net/url"
 	"strings"
 )
+
+const eventType = "application/cloudevents+json"
 
 // cloudEvent reads one CloudEvent of version 1.0 and returns its source, which is part of its identity.
 //
@@ -103,4 +108,47 @@ func (p *parser) eventData(r *Raised, kind string, data []byte) {
 func isJSONType(s string) bool {
 	media, _, err := mime.ParseMediaType(s)
 	return err == nil && (media == "application/json" || media == "text/json" || strings.HasSuffix(media, "+json"))
+}
+
+// A BinaryEvent is the attributes of a CloudEvent in binary mode of the HTTP binding: the headers that begin with ce-, without that,
+// in lower case, in the order that they came in. The body is its data, of the request's content type.
+type BinaryEvent []BinaryAttribute
+
+// A BinaryAttribute is one of them, as it was sent.
+type BinaryAttribute struct{ Name, Value string }
+
+// Request brings the event into structured mode, for ParseRequest: its content type and its body. The event and the body are
+// borrowed. What is wrong with the attributes ParseRequest finds, as in structured mode; the error is of the body: ErrContentType
+// or ErrBody.
+func (e BinaryEvent) Request(contentType string, body []byte) (string, []byte, error) {
+	if strings.TrimSpace(contentType) == "" && len(body) > 0 {
+		contentType = "application/json"
+	}
+	if len(body) > 0 {
+		if !isJSONType(contentType) {
+			return "", nil, fmt.Errorf("%w: %s; the data of a CloudEvent must be JSON", ErrContentType, quoted(contentType))
+		}
+		if !validJSON(body) {
+			return "", nil, fmt.Errorf("%w: %s", ErrBody, whyInvalid(body))
+		}
+	}
+	out := []byte{'{'}
+	for _, a := range e {
+		value, err := url.PathUnescape(a.Value) // by the binding, what is not printable ASCII is percent-encoded
+		if err != nil {
+			value = a.Value
+		}
+		out = append(appendString(append(appendString(out, a.Name), ':'), value), ',')
+	}
+	if len(body) > 0 {
+		return eventType, append(append(append(out, `"data":`...), body...), '}'), nil
+	}
+	return eventType, append(bytes.TrimSuffix(out, []byte{','}), '}'), nil
+}
+
+// InBinary reports whether a request with an attribute ce-specversion is an event in binary mode: structured mode says so in its
+// content type, which goes first.
+func InBinary(contentType string) bool {
+	media, _, err := mime.ParseMediaType(contentType)
+	return err != nil || !strings.HasPrefix(media, "application/cloudevents")
 }

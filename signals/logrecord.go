@@ -2,6 +2,7 @@ package signals
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"time"
 )
@@ -16,7 +17,7 @@ type Attribute struct {
 // place among the signals of the request; ordinals is shared by all of them. A zero field of lim means its default.
 //
 // signal.type, .severity, .id, .subject.kind|id|name|environment, .subject.owner.kind|id and session.id are read, each a
-// string. event.name and flowstate.* say nothing about the signal and are dropped; the others become its details. Where
+// string; another that begins with signal. is a detail like the rest, and named in Warning. event.name and flowstate.* say nothing about the signal and are dropped; the others become its details. Where
 // an attribute is given twice, whichever it is, the signal is invalid. The record's time is when it was detected, else its observed time.
 // It borrows everything it is given; the result owns its bytes.
 func FromLogRecord(attrs []Attribute, timeUnixNano, observedUnixNano uint64, raw []byte, index int, ordinals *Ordinals, lim Limits) Raised {
@@ -57,6 +58,9 @@ type logRecord struct {
 	details []byte
 }
 
+// signalAttributes are those that are read, for the warning about one that is not.
+const signalAttributes = "signal.type, .severity, .id, .subject.kind|id|name|environment, .subject.owner.kind|id"
+
 func (l *logRecord) attribute(a Attribute) {
 	r := l.raised
 	switch a.Key {
@@ -93,6 +97,9 @@ func (l *logRecord) attribute(a Attribute) {
 func (l *logRecord) detail(a Attribute) {
 	if strings.HasPrefix(a.Key, "flowstate.") {
 		return
+	}
+	if strings.HasPrefix(a.Key, "signal.") && l.raised.Warning == "" {
+		l.raised.Warning = fmt.Sprintf("attribute %s is none of Sluice's (%s) and was kept as a detail", quoted(a.Key), signalAttributes)
 	}
 	if len(l.details) > 1 {
 		l.details = append(l.details, ',')

@@ -95,7 +95,7 @@ func shapeOf(contentType string) (shape, error) {
 		return shapeJSON, nil
 	case "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines":
 		return shapeLines, nil
-	case "application/cloudevents+json":
+	case eventType:
 		return shapeEvent, nil
 	case "application/cloudevents-batch+json":
 		return shapeEvents, nil

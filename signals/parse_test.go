@@ -367,3 +367,54 @@ func knownReason(o Outcome, reason Reason) bool {
 	}
 	return false
 }
+
+func TestCloudEventsInBinaryMode(t *testing.T) {
+	base := BinaryEvent{{"specversion", "1.0"}, {"id", "e-1"}, {"source", "/detectors/budget"}, {"type", "forecast_breach"}, {"time", "2026-11-23T22:40:12Z"}}
+	read := func(e BinaryEvent, contentType, body string) (Raised, error) {
+		t.Helper()
+		ct, b, err := e.Request(contentType, []byte(body))
+		if err != nil {
+			return Raised{}, err
+		}
+		items, err := ParseRequest(ct, b, "", Limits{})
+		if err != nil || len(items) != 1 {
+			t.Fatalf("%d items of %s: %v", len(items), b, err)
+		}
+		return items[0], nil
+	}
+	structured := one(t, "application/cloudevents+json", `{"specversion":"1.0","id":"e-1","source":"/detectors/budget","type":"forecast_breach","time":"2026-11-23T22:40:12Z","data":{"amount":7}}`)
+	r, err := read(base, "application/json; charset=utf-8", ` {"amount":7} `)
+	if err != nil || r.Fault != nil || r.identity != structured.identity || string(r.Details) != `{"amount":7}` || !r.DetectedAt.Equal(structured.DetectedAt) {
+		t.Errorf("%+v %v, want %+v", r, err, structured)
+	}
+	if r, err := read(base, "", ""); err != nil || r.Fault != nil || r.Type != "forecast_breach" || r.Details != nil {
+		t.Errorf("without data: %+v %v", r, err)
+	}
+	item := append(BinaryEvent{}, base...)
+	item[3].Value = "inc.flowstate.signal.v1"
+	if r, err := read(item, "application/json", `{"type":"pii_detected","severity":"BLOCK","session_id":"s"}`); err != nil || r.Fault != nil || r.Type != "pii_detected" || r.Severity != Block || r.SourceID != "e-1" {
+		t.Errorf("an item as data: %+v %v", r, err)
+	}
+	encoded := append(BinaryEvent{}, base...)
+	encoded[1].Value = "caf%C3%A9%20%22x%22"
+	if r, err := read(encoded, "application/json", `{}`); err != nil || r.SourceID != `café "x"` {
+		t.Errorf("percent-encoded: %+v %v", r, err)
+	}
+	for name, e := range map[string]BinaryEvent{"twice": append(append(BinaryEvent{}, base...), BinaryAttribute{"id", "e-2"}), "no id": base[:1], "version": {{"specversion", "0.3"}}} {
+		if r, err := read(e, "application/json", `{}`); err != nil || r.Fault == nil {
+			t.Errorf("%s: %+v %v", name, r, err)
+		}
+	}
+	if _, err := read(base, "text/plain", "hello"); !errors.Is(err, ErrContentType) {
+		t.Errorf("text: %v", err)
+	}
+	if _, err := read(base, "application/json", `{"a":`); !errors.Is(err, ErrBody) {
+		t.Errorf("half a body: %v", err)
+	}
+	if r, err := read(base, "application/json", `[{"type":"a"}]`); err != nil || r.Fault == nil {
+		t.Errorf("a list: %+v %v", r, err)
+	}
+	if InBinary("application/cloudevents-batch+json") || InBinary("application/cloudevents+json; charset=utf-8") || !InBinary("application/json") || !InBinary("") {
+		t.Error("the modes are taken for each other")
+	}
+}

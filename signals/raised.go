@@ -67,6 +67,7 @@ type Raised struct {
 	Subject    *SubjectRef     // nil: the authenticated principal itself
 	SessionID  string          // "" where there is none
 	Details    json.RawMessage // one JSON object without insignificant space; nil where there is none
+	Warning    string          // for the sender of a signal that passes: what of it was probably meant otherwise; "" where nothing
 	Fault      *Fault          // not nil: the signal is invalid, and the other fields are what could be read
 
 	identity identity // what the event's id is made of
