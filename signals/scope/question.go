@@ -143,12 +143,12 @@ func (q question) read(content string) opinion {
 		return opinion{verdict: Unsure, why: Fenced}
 	}
 	content = strings.TrimSpace(content)
-	if squeezed := squeeze(content); len(squeezed) > 0 && strings.Contains(squeeze(q.prompt), squeezed) {
-		return opinion{verdict: Unsure, why: Echoed}
-	}
 	a, err := parseAnswer(content)
 	if err != nil {
 		return opinion{verdict: Unsure, why: Malformed}
+	}
+	if strings.Contains(squeeze(q.prompt), squeeze(content)) {
+		return opinion{verdict: Unsure, why: Echoed}
 	}
 	o := opinion{verdict: Verdict(a.Verdict), confidence: *a.Confidence, reason: q.reason(*a.Reason)}
 	if o.verdict == Unsure {
