@@ -41,6 +41,7 @@ type APIConfig struct {
 	ClientIP     func(r *http.Request) string // nil: the address that the connection came from
 	Via          string                       // how the audit names this way in; "": api
 	ConfirmWait  time.Duration                // how long a revocation waits for the edges; 0: 2 s
+	Scope        ScopeJudge                   // the zero value: nothing is judged
 	Routes       []Route                      // of other rooms, behind the same sign-in, limits and log
 	OpenAPI      [][]byte                     // OpenAPI documents whose paths and schemas join ours, one for each of Routes' rooms
 }
@@ -127,6 +128,8 @@ func (a *API) routes() []Route {
 		{Method: http.MethodDelete, Path: "/api/v1/service-accounts/{id}", Permissions: manage, Handle: a.deleteAccount},
 		{Method: http.MethodGet, Path: "/api/v1/service-accounts/{id}/keys", Permissions: manage, Handle: a.accountKeys},
 		{Method: http.MethodGet, Path: "/api/v1/service-accounts/{id}/usage", Permissions: manage, Handle: a.accountUsage},
+		{Method: http.MethodGet, Path: "/api/v1/service-accounts/{id}/scope/verdicts", Permissions: manage, Handle: a.scopeVerdicts},
+		{Method: http.MethodPost, Path: "/api/v1/service-accounts/{id}/scope/try", Permissions: manage, Handle: a.tryScope},
 		{Method: http.MethodGet, Path: "/api/v1/refusals", Permissions: manage, Handle: a.listRefusals},
 		{Method: http.MethodGet, Path: "/api/v1/keys", Permissions: manage, Handle: a.listKeys},
 		{Method: http.MethodPost, Path: "/api/v1/keys", Permissions: manage, Handle: a.createKey},

@@ -66,6 +66,7 @@ func TestAPIAnswersAsDocumented(t *testing.T) {
 		s.want(t, 200, "manage", "GET", one+"/usage", "")
 		s.want(t, 400, "manage", "GET", one+"/usage?since=yesterday", "")
 		s.want(t, 404, "manage", "GET", stranger+"/usage", "")
+		s.scopeAnswers(t, one, stranger)
 		s.want(t, 200, "manage", "GET", "/api/v1/refusals?account="+id, "")
 		s.want(t, 400, "manage", "GET", "/api/v1/refusals?limit=0", "")
 		s.want(t, 404, "manage", "GET", "/api/v1/refusals?account=sa_nothing", "")
@@ -164,21 +165,23 @@ func TestAPIAnswersAsDocumented(t *testing.T) {
 func everyRoute(id string) map[string][]string {
 	manage, govern := []string{"all", "manage"}, []string{"all", "govern"}
 	return map[string][]string{
-		"GET /api/v1/service-accounts":                  manage,
-		"POST /api/v1/service-accounts":                 manage,
-		"GET /api/v1/service-accounts/" + id:            manage,
-		"PATCH /api/v1/service-accounts/" + id:          manage,
-		"DELETE /api/v1/service-accounts/" + id:         manage,
-		"GET /api/v1/service-accounts/" + id + "/keys":  manage,
-		"GET /api/v1/service-accounts/" + id + "/usage": manage,
-		"GET /api/v1/refusals":                          manage,
-		"GET /api/v1/keys":                              manage,
-		"POST /api/v1/keys":                             manage,
-		"DELETE /api/v1/keys/fpk_000000000000":          manage,
-		"POST /api/v1/keys/identify":                    manage,
-		"POST /api/v1/keys/revoke-all":                  manage,
-		"GET /api/v1/audit-events":                      govern,
-		"GET /api/v1/signal-types":                      {"all", "manage", "govern", "policy"},
+		"GET /api/v1/service-accounts":                           manage,
+		"POST /api/v1/service-accounts":                          manage,
+		"GET /api/v1/service-accounts/" + id:                     manage,
+		"PATCH /api/v1/service-accounts/" + id:                   manage,
+		"DELETE /api/v1/service-accounts/" + id:                  manage,
+		"GET /api/v1/service-accounts/" + id + "/keys":           manage,
+		"GET /api/v1/service-accounts/" + id + "/usage":          manage,
+		"GET /api/v1/service-accounts/" + id + "/scope/verdicts": manage,
+		"POST /api/v1/service-accounts/" + id + "/scope/try":     manage,
+		"GET /api/v1/refusals":                                   manage,
+		"GET /api/v1/keys":                                       manage,
+		"POST /api/v1/keys":                                      manage,
+		"DELETE /api/v1/keys/fpk_000000000000":                   manage,
+		"POST /api/v1/keys/identify":                             manage,
+		"POST /api/v1/keys/revoke-all":                           manage,
+		"GET /api/v1/audit-events":                               govern,
+		"GET /api/v1/signal-types":                               {"all", "manage", "govern", "policy"},
 	}
 }
 

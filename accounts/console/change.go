@@ -99,6 +99,7 @@ func (c *Console) edit(w http.ResponseWriter, r *http.Request, v *visit) error {
 	d := newEditDialog(now, accountURL(id))
 	d.Form = newAccountForm(posted)
 	d.Form.EnvironmentNote = environmentNote
+	d.Try = c.tryView(now, posted.IntendedScope, "")
 	switch {
 	case errors.Is(err, accounts.ErrStale):
 		d.Form.Problem = fmt.Sprintf("Somebody changed this account meanwhile; it is now “%s”, changed %s. Save again to put your version in its place.",

@@ -27,6 +27,9 @@ type Config struct {
 	// Decider has the taxonomy that drafts of policy are checked by and the caps that simulations use. nil: the built-in ones.
 	Decider *signals.Decider
 
+	// Scope says what the scope judge made of an account's prompts. The zero value: nothing is shown of it.
+	Scope accounts.ScopeJudge
+
 	// EdgeURL is where workloads send to, as the outside sees it, like https://ingest.example.com: it stands in the
 	// paste-ready set-up of a new key. "" means http://localhost:4318.
 	EdgeURL string
@@ -66,6 +69,7 @@ type Console struct {
 	signals  *signals.Store
 	live     *liveFeed
 	decider  *signals.Decider
+	scope    accounts.ScopeJudge
 	compiler *signals.PolicyCompiler
 	render   *renderer
 	log      *slog.Logger
@@ -86,7 +90,7 @@ func New(cfg Config) (*Console, error) {
 		return nil, errors.New("console: Config.Store is required")
 	}
 	c := &Console{
-		store: cfg.Store, signals: cfg.Signals, live: newLiveFeed(), log: cfg.Logger, now: cfg.Now, edgeURL: strings.TrimRight(cfg.EdgeURL, "/"), signIn: cfg.SignIn,
+		store: cfg.Store, signals: cfg.Signals, scope: cfg.Scope, live: newLiveFeed(), log: cfg.Logger, now: cfg.Now, edgeURL: strings.TrimRight(cfg.EdgeURL, "/"), signIn: cfg.SignIn,
 		clientIP: cfg.ClientIP, rules: cfg.Rules, sections: cfg.Sections, secure: strings.HasPrefix(cfg.URL, "https://"),
 	}
 	if c.log == nil {
@@ -116,7 +120,7 @@ func New(cfg Config) (*Console, error) {
 			c.rules = c.rulesNaming
 		}
 	}
-	c.sections = append([]Section{c.usageSection}, c.sections...)
+	c.sections = append([]Section{c.scopeSection, c.usageSection}, c.sections...)
 	c.export = c.newExport()
 	c.handler = c.wrap(c.mux())
 	return c, nil
@@ -147,6 +151,7 @@ func (c *Console) routes() []page {
 		{"POST " + accountsPath, manage, c.create},
 		{"GET " + accountsPath + "/{id}", manage, c.account},
 		{"POST " + accountsPath + "/{id}/edit", manage, c.edit},
+		{"POST " + accountsPath + "/{id}/scope/try", manage, c.tryScope},
 		{"POST " + accountsPath + "/{id}/delete", manage, c.delete},
 		{"GET " + accountsPath + "/{id}/first-event", manage, c.firstEvent},
 		{"GET " + refusalsPath, manage, c.refusals},

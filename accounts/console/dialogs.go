@@ -31,6 +31,7 @@ type editDialog struct {
 	KeyPrefix                          string
 	Version                            int64
 	Form                               accountForm
+	Try                                tryView
 }
 
 type deleteDialog struct {
@@ -77,6 +78,7 @@ func (c *Console) dialogs(r *http.Request, v *visit, here string) (accountDialog
 			return d, err
 		}
 		d.Edit = newEditDialog(a, here)
+		d.Edit.Try = c.tryView(a, a.IntendedScope, "")
 	case q.Get("delete") != "":
 		a, err := c.liveAccount(r.Context(), v, q.Get("delete"))
 		if err != nil {

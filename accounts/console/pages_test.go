@@ -46,6 +46,7 @@ func TestPermissions(t *testing.T) {
 		{"POST", listPath + "/" + id + "/edit", manage, url.Values{"version": {"1"}}, 422, 404},
 		{"GET", "/settings/ai/audit-log", govern, nil, 200, 200},
 		{"GET", "/settings/ai/audit-log/export?format=csv", govern, nil, 200, 200},
+		{"POST", listPath + "/" + id + "/scope/try", manage, url.Values{"version": {"1"}, "try_prompt": {"x"}}, 200, 404},
 		{"POST", listPath + "/" + id + "/delete", manage, url.Values{}, 303, 404}, // last: it deletes
 	}
 	for _, p := range pages {

@@ -22,7 +22,7 @@ var content embed.FS
 
 // pages are the templates that the handlers render by name; each is parsed with the layout and the parts, so that one
 // page's "content" never meets another's.
-var pageNames = []string{"list", "account", "alerts", "audit", "policy", "draft", "editor", "refusals", "usage", "signin", "once", "message"}
+var pageNames = []string{"list", "account", "alerts", "audit", "policy", "draft", "editor", "refusals", "usage", "scope", "signin", "once", "message"}
 
 // An asset is one static file under a name that carries its hash, so that it can be cached for ever.
 type asset struct {

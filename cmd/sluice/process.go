@@ -203,6 +203,7 @@ func (p *process) wireAdmin() error {
 	})
 	api := accounts.NewAPI(accounts.APIConfig{
 		Store: p.store, Authenticate: p.store.AuthenticateRequest, Logger: p.log, Registerer: p.reg, ClientIP: from,
+		Scope:       accounts.ScopeJudge{Store: p.scope.store, Assessor: p.scope.assessor},
 		SignalTypes: p.signals.taxonomy.Types, Routes: p.signalRoutes(alerts), OpenAPI: [][]byte{signals.OpenAPI},
 	})
 	oidc, err := p.cfg.oidcConfig(publicURL(p.cfg.consoleURL, p.adminLn.Addr()))
@@ -214,7 +215,7 @@ func (p *process) wireAdmin() error {
 		signIn = console.SignIn{URL: signInPath, Label: "Sign in with your organisation"}
 	}
 	pages, err := console.New(console.Config{
-		Store: p.store, Signals: p.signals.store, Decider: p.signals.decider, EdgeURL: edgeURL, URL: p.cfg.consoleURL, SignIn: signIn, ClientIP: from, Logger: p.log,
+		Store: p.store, Signals: p.signals.store, Decider: p.signals.decider, Scope: accounts.ScopeJudge{Store: p.scope.store, Assessor: p.scope.assessor}, EdgeURL: edgeURL, URL: p.cfg.consoleURL, SignIn: signIn, ClientIP: from, Logger: p.log,
 	})
 	if err != nil {
 		return err

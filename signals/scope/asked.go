@@ -172,7 +172,7 @@ func fromAttributes(attrs attributeMap) (string, string) {
 
 // present is "" for texts that stand for a text which was left out.
 func present(s string) string {
-	s = strings.TrimSpace(strings.ToValidUTF8(s, "\ufffd"))
+	s = strings.TrimSpace(strings.ReplaceAll(strings.ToValidUTF8(s, "\ufffd"), "\x00", ""))
 	switch strings.ToLower(strings.Trim(s, "<>[]()*_ ")) {
 	case "", "redacted", "omitted", "filtered", "masked", "removed":
 		return ""
