@@ -25,13 +25,20 @@ const everyRole = "all"
 // settingGroups is every setting once; a test holds it to the flags.
 var settingGroups = []settingGroup{
 	{"Servers that it stands on", "`serve` starts while they are away; the addresses must be there.", []settingUse{
-		{"postgres-url", everyRole + ", migrate, CLI"}, {"redis-url", everyRole}, {"kafka-brokers", "edge, alerts, migrate, tail"}, {"kafka-tls", "edge, alerts, migrate, tail"},
-		{"kafka-tls-ca", "edge, alerts, migrate, tail"}, {"kafka-sasl", "edge, alerts, migrate, tail"}, {"kafka-user", "edge, alerts, migrate, tail"},
-		{"kafka-password", "edge, alerts, migrate, tail"}, {"kafka-idempotent", "edge"},
+		{"postgres-url", everyRole + ", migrate, CLI"}, {"redis-url", everyRole}, {"kafka-brokers", "edge, alerts, scope, migrate, tail"}, {"kafka-tls", "edge, alerts, scope, migrate, tail"},
+		{"kafka-tls-ca", "edge, alerts, scope, migrate, tail"}, {"kafka-sasl", "edge, alerts, scope, migrate, tail"}, {"kafka-user", "edge, alerts, scope, migrate, tail"},
+		{"kafka-password", "edge, alerts, scope, migrate, tail"}, {"kafka-idempotent", "edge"},
 	}},
 	{"Topics", "`sluice migrate` makes those that are missing, and leaves the others as they are.", []settingUse{
-		{"topic-logs", "edge, migrate, tail"}, {"topic-spans", "edge, migrate, tail"}, {"topic-metrics", "edge, migrate, tail"},
-		{"topic-signals", "edge, alerts, migrate, tail"}, {"topic-signals-dlq", "alerts, migrate, tail"}, {"partitions", "migrate"}, {"replication", "migrate"},
+		{"topic-logs", "edge, scope, migrate, tail"}, {"topic-spans", "edge, scope, migrate, tail"}, {"topic-metrics", "edge, migrate, tail"},
+		{"topic-signals", "edge, alerts, scope, migrate, tail"}, {"topic-signals-dlq", "alerts, migrate, tail"}, {"partitions", "migrate"}, {"replication", "migrate"},
+	}},
+	{"The scope judge", "Off without `judge-url`: then nothing is judged, and nothing leaves. [scope.md](scope.md) says what does.", []settingUse{
+		{"judge-url", "scope, admin"}, {"judge-model", "scope, admin"}, {"judge-key", "scope, admin"}, {"judge-timeout", "scope, admin"}, {"judge-sample", "scope"},
+		{"judge-samples", "scope"}, {"judge-min-confidence", "scope, admin"}, {"judge-requests-per-day", "scope, admin"}, {"judge-requests-per-day-per-account", "scope, admin"},
+		{"judge-tokens-per-day", "scope, admin"}, {"judge-tokens-per-day-per-account", "scope, admin"}, {"judge-cost-per-day", "scope, admin"},
+		{"judge-cost-per-day-per-account", "scope, admin"}, {"judge-price-in", "scope, admin"}, {"judge-price-out", "scope, admin"}, {"judge-max-lag", "scope"},
+		{"judge-parallel", "scope"}, {"judge-keep-prompts", "scope"}, {"scope-retention", "admin"}, {"scope-group", "scope"},
 	}},
 	{"What a process does, and where it listens", "", []settingUse{
 		{"roles", everyRole}, {"edge-addr", "edge"}, {"grpc-addr", "edge"}, {"admin-addr", "admin"}, {"ops-addr", everyRole}, {"edge-url", "admin"},

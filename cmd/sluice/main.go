@@ -64,7 +64,7 @@ func newRootCommand() *cobra.Command {
 		return usagef("%w (see %s --help)", err, cmd.CommandPath())
 	})
 	root.AddCommand(
-		newDevCommand(), newServeCommand(), newMigrateCommand(),
+		newDevCommand(), newServeCommand(), newMigrateCommand(), newScopeCommand(),
 		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newAuditCommand(), newTailCommand(), newTopCommand(), newDLQCommand(), newSpoolCommand(), newConfigCommand(), newVersionCommand(),
 	)
 	return root
