@@ -110,6 +110,7 @@ func TestFilteredByTypeAlone(t *testing.T) {
 func TestLookUpCountsTowardsTheAnswer(t *testing.T) {
 	e := startEdge(t, func(ec *EdgeConfig, _ *ServerConfig, pc *ProducerConfig) { pc.Timeout, ec.KafkaTimeout = time.Minute, time.Minute })
 	key := []byte(e.add(service(auth.Production)))
+	e.send("GET", "/v1/whoami", nil) // the listener is up, so that it can be shut down
 	e.stopKafka()
 	r := request{key: key, received: time.Now(), admitted: answerWithin - 200*time.Millisecond}
 	id, fail := e.edge.authenticate(t.Context(), &request{key: key, received: time.Now()})
@@ -160,6 +161,7 @@ func TestLeaseOutlivesItsRequest(t *testing.T) {
 func TestLeasesAreNotMixedUp(t *testing.T) {
 	e := startEdge(t)
 	key := []byte(e.add(service(auth.Production)))
+	e.send("GET", "/v1/whoami", nil) // the listener is up, so that it can be shut down
 	const senders, each = 8, 25
 	var wg sync.WaitGroup
 	for s := range senders {
