@@ -2,6 +2,7 @@
 // least that a gateway in Go can do: on one machine, in one run, in interleaved rounds whose order turns, with a real Kafka.
 //
 //	go run ./bench            all of it: about ten minutes, and the Collector's build the first time
+//	go run ./bench -readme    puts the table of the results into README.md
 //	go run ./bench -quick     one short round, to see that it works; its numbers mean nothing
 //
 // Each point is a fresh process. What it costs is user and system time of that process alone, from /proc. Each point also checks that every acknowledged
@@ -97,6 +98,7 @@ func main() {
 	quick := flag.Bool("quick", false, "one round of half a second each")
 	budget := flag.Duration("budget", 26*time.Minute, "begin no round that would end later")
 	report := flag.Bool("report", false, "measure nothing: make table and pictures of the data in -out again")
+	inReadme := flag.Bool("readme", false, "measure nothing: put the table of the data in -out into README.md")
 	flag.Parse()
 	if *quick {
 		*rounds, *measure, *warm = 1, 500*time.Millisecond, 300*time.Millisecond
@@ -106,7 +108,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
-	if *report {
+	if *inReadme {
+		err = updateReadme(*out, "README.md")
+	} else if *report {
 		err = again(*out)
 	} else {
 		var list []test

@@ -108,7 +108,9 @@ func TestFilteredByTypeAlone(t *testing.T) {
 
 // The 8 s of an answer begin with the last byte of the body, which may have been here unread while the key was looked up.
 func TestLookUpCountsTowardsTheAnswer(t *testing.T) {
-	e := startEdge(t, func(ec *EdgeConfig, _ *ServerConfig, pc *ProducerConfig) { pc.Timeout, ec.KafkaTimeout = time.Minute, time.Minute })
+	e := startEdge(t, func(ec *EdgeConfig, _ *ServerConfig, pc *ProducerConfig) {
+		pc.Timeout, ec.KafkaTimeout = time.Minute, time.Minute
+	})
 	key := []byte(e.add(service(auth.Production)))
 	e.send("GET", "/v1/whoami", nil) // the listener is up, so that it can be shut down
 	e.stopKafka()
