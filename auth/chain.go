@@ -278,9 +278,6 @@ func (c *Chain) Status() Status {
 	return s
 }
 
-// CanAnswer reports whether there is anything to answer from: an edge that says no is not ready.
-func (s Status) CanAnswer() bool { return s.TruthUp || s.HasRedis && s.RedisUp || s.Keys > 0 }
-
 func (c *Chain) servesStale(now int64) bool {
 	at := c.stale.Load()
 	return at != 0 && now-at <= int64(10*time.Second)
