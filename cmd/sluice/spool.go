@@ -60,6 +60,7 @@ type durability struct {
 	sink  *ingest.Sink
 	drain *ingest.Drain
 
+	minFree int64              // bytes of its disk that the spool leaves free
 	cancel  context.CancelFunc // ends the drain
 	drained sync.WaitGroup
 	left    error // after finish: a *leftError, or nil
@@ -86,7 +87,7 @@ func (p *process) wireSink() error {
 		if err != nil {
 			return fmt.Errorf("--spool-dir: %w", err)
 		}
-		p.durable.log = log
+		p.durable.log, p.durable.minFree = log, atLeastOne(c.minFreeBytes)
 	}
 	p.durable.sink = ingest.NewSink(ingest.SinkConfig{
 		Producer: p.producer, Spool: p.durable.log, MaxKeyBytes: c.maxInflightBytesPerKey, ReplayBytesPerSecond: c.replayBytesPerSecond,
@@ -138,6 +139,8 @@ func (d *durability) health() error {
 	switch {
 	case st.Bytes >= st.Capacity:
 		return fmt.Errorf("full: %d of %d bytes used", st.Bytes, st.Capacity)
+	case st.DiskFreeBytes < d.minFree:
+		return fmt.Errorf("its disk is full: %d bytes are free, it leaves %d (--spool-min-free-bytes); %d records wait", st.DiskFreeBytes, d.minFree, st.Records)
 	case st.Records > 0:
 		return fmt.Errorf("%d records wait for Kafka, in %d of %d bytes", st.Records, st.Bytes, st.Capacity)
 	}

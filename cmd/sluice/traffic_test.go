@@ -89,7 +89,7 @@ func (f *traffic) one(ctx context.Context) {
 	f.sent++
 	n, edges := f.sent, slices.Clone(f.edges)
 	f.mu.Unlock()
-	id := fmt.Sprintf("t-%d", n)
+	id := fmt.Sprintf("%s-%d", f.key[:16], n) // the prefix of its key
 	text := "no edge can be reached"
 	for i := range edges {
 		got, err := send(ctx, http.DefaultClient, http.MethodPost, edges[(n+i)%len(edges)]+"/v1/signals", `{"type":"forecast_breach","id":"`+id+`"}`,
