@@ -231,18 +231,11 @@ func (s *judgeScene) awaitMetric(prefix string, want float64) {
 
 func newJudgeScene(t *testing.T, at *place, judge *scriptedJudge, more ...string) *judgeScene {
 	t.Helper()
-	s := &judgeScene{t: t, judge: judge}
-	if !at.servers {
-		s.program = at.start(t, append([]string{"dev"}, judge.args(t, more...)...)...)
-		s.account, s.token = s.Account, s.Token
-		if s.Key != "" { // shown on the first start only
-			s.work = newWorkload(t, s.Edge, s.Key)
-		}
-		return s
+	s := &judgeScene{t: t, judge: judge, program: at.start(t, append([]string{"dev"}, judge.args(t, more...)...)...)}
+	s.account, s.token = s.Account, s.Token
+	if s.Key != "" { // shown on the first start only
+		s.work = newWorkload(t, s.Edge, s.Key)
 	}
-	at.must(t, nil, "migrate", "--partitions", "2")
-	at.must(t, nil, "accounts", "create", "--org", "acme", "--name", "nightly-digest-summariser", "--environment", "production", "--intended-scope", demoScope, "--json")
-	s.program = at.start(t, append([]string{"serve", "--scope-group", "scope_" + at.suffix, "--alerts-group", "alerts_" + at.suffix}, judge.args(t, more...)...)...)
 	return s
 }
 
