@@ -6,7 +6,6 @@ import (
 	"errors"
 	"math"
 	"slices"
-	"time"
 )
 
 // A Budget bounds what may be spent on a day, by the clock of UTC. Zero bounds nothing.
@@ -129,6 +128,3 @@ func sortedKeys(m map[countKey]Count) []countKey {
 	})
 	return keys
 }
-
-// nextDay is when the budgets of now begin anew.
-func nextDay(now time.Time) time.Time { return now.UTC().Truncate(24 * time.Hour).Add(24 * time.Hour) }
