@@ -2,6 +2,9 @@ package ingest
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +31,16 @@ func FuzzEdge(f *testing.F) {
 	f.Add("/v1/signals", "application/x-ndjson", "gzip,gzip", uint8(3), []byte("{\"type\":\"a\"}\n{}"))
 	f.Add("/v1/whoami", "", "", uint8(0), []byte(nil))
 	f.Add("/opentelemetry.proto.collector.logs.v1.LogsService/Export", "grpc", "gzip", uint8(0), append([]byte{0, 0, 0, 0, byte(len(body))}, body...))
+
+	for _, file := range []string{"python-logs.pb", "node-logs.json", "node-traces.json", "go-metrics.pb"} {
+		b, err := os.ReadFile(filepath.Join("otlp", "testdata", "clients", file))
+		if err != nil {
+			f.Fatal(err)
+		}
+		name, ext, _ := strings.Cut(file, ".")
+		_, kind, _ := strings.Cut(name, "-")
+		f.Add("/v1/"+kind, map[string]string{"pb": "application/x-protobuf", "json": "application/json"}[ext], "", uint8(0), b)
+	}
 
 	codes := map[int]bool{200: true, 400: true, 401: true, 404: true, 405: true, 413: true, 415: true, 503: true}
 	f.Fuzz(func(t *testing.T, path, contentType, encoding string, sender uint8, body []byte) {

@@ -259,11 +259,11 @@ func (o *outage) goClient(prefix, endpoint, protocol, key string) {
 	o.report(prefix, report)
 }
 
-// arrived counts the copies of each record of an edge's clients in Kafka, by name.
-func (o *outage) arrived(cluster []string, edge string) map[string]int {
+// logs counts the copies of each log record of a topic, by its text.
+func (o *outage) logs(cluster []string, topic string) map[string]int {
 	l := ledgerRun{t: o.t, cluster: cluster}
 	copies := map[string]int{}
-	for _, r := range l.readTopic(edge + "_logs") {
+	for _, r := range l.readTopic(topic) {
 		var data logspb.LogsData
 		if err := proto.Unmarshal(r.Value, &data); err != nil {
 			o.t.Fatal(err)
@@ -276,6 +276,13 @@ func (o *outage) arrived(cluster []string, edge string) map[string]int {
 			}
 		}
 	}
+	return copies
+}
+
+// arrived counts the copies of each record of an edge's clients in Kafka, by name.
+func (o *outage) arrived(cluster []string, edge string) map[string]int {
+	l := ledgerRun{t: o.t, cluster: cluster}
+	copies := o.logs(cluster, edge+"_logs")
 	for _, r := range l.readTopic(edge + "_spans") {
 		var data tracepb.TracesData
 		if err := proto.Unmarshal(r.Value, &data); err != nil {

@@ -23,7 +23,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"flowstate.inc/sluice/auth"
 )
@@ -314,21 +313,8 @@ func TestRollingRestart(t *testing.T) {
 	if len(b.refused) > 0 {
 		t.Errorf("%d connections were refused by a process that was ready: %s", len(b.refused), b.refused[0])
 	}
-	seen := map[string]int{}
-	l := ledgerRun{t: t, cluster: strings.Split(os.Getenv("TEST_KAFKA_BROKERS"), ",")}
-	for _, rec := range l.readTopic(f.name + "_logs") {
-		var data logspb.LogsData
-		if err := proto.Unmarshal(rec.Value, &data); err != nil {
-			t.Fatal(err)
-		}
-		for _, rl := range data.ResourceLogs {
-			for _, sl := range rl.ScopeLogs {
-				for _, record := range sl.LogRecords {
-					seen[record.GetBody().GetStringValue()]++
-				}
-			}
-		}
-	}
+	o := outage{t: t}
+	seen := o.logs(strings.Split(os.Getenv("TEST_KAFKA_BROKERS"), ","), f.name+"_logs")
 	for _, id := range r.acked {
 		if seen[id] == 0 {
 			t.Errorf("%s was acknowledged and is not in Kafka", id)

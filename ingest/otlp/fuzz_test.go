@@ -37,6 +37,11 @@ func FuzzRewrite(f *testing.F) {
 			f.Add(byte(kind), marshal(f, m))
 		}
 	}
+	for _, c := range clientBodies(f) {
+		if !c.json {
+			f.Add(byte(c.kind), c.body)
+		}
+	}
 	f.Add(byte(Logs), logsWith(slices.Concat(lenField(1, lenField(1, lenField(1, []byte("flowstate.a")))), lenField(1)), lenField(12, []byte(signalEvent))))
 	f.Add(byte(Logs), lenField(1, lenField(legacyScopes, lenField(2, lenField(12, []byte(signalEvent))))))
 	f.Fuzz(func(t *testing.T, k byte, body []byte) {
@@ -83,6 +88,11 @@ func FuzzJSONToProto(f *testing.F) {
 	for kind, msgs := range seeds(f) {
 		for _, m := range msgs {
 			f.Add(byte(kind), otlpJSON(f, m, protojson.MarshalOptions{}, hex.EncodeToString))
+		}
+	}
+	for _, c := range clientBodies(f) {
+		if c.json {
+			f.Add(byte(c.kind), c.body)
 		}
 	}
 	f.Add(byte(Logs), []byte(`{"x":{"y":[1e5,"\u00e9",true,null]},"resource_logs":[{"scopeLogs":[{"logRecords":[{"traceId":"00112233445566778899aabbccddeeff"}]}]}]}`))
