@@ -162,7 +162,7 @@ func TestDocsLinks(t *testing.T) {
 }
 
 // docNeeds are what a block may need that no test has. TestDocsCommands names the blocks.
-var docNeeds = []string{"kubectl", "helm", "kafka-tools", "docker", "prometheus", "systemd", "promtool"}
+var docNeeds = []string{"kubectl", "helm", "kafka-tools", "docker", "prometheus", "systemd", "promtool", "release"}
 
 // runs says whether a test runs the block.
 func (b docBlock) runs() bool { return b.info == "sh" }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,34 +39,11 @@ func newServeCommand() *cobra.Command {
 			for _, name := range strangers(cmd.Root()) {
 				log.Warn("nothing reads this environment variable", "variable", name)
 			}
-			shared, err := auth.OpenRedis(cfg.redisURL)
-			if err != nil {
-				return usagef("--redis-url: %w", err)
-			}
-			defer shared.Close()
-			writer, reader, err := openPostgres(cfg.postgresURL)
+			p, closeAll, err := newServing(cmd.Context(), &cfg, log, level)
 			if err != nil {
 				return err
 			}
-			defer writer.Close()
-			defer reader.Close()
-			p := &process{cfg: &cfg, log: log, level: level, reg: newRegistry(), roles: cfg.roles, redis: shared}
-			if err := p.listen(); err != nil {
-				return err
-			}
-			listenCtx, stopListening := context.WithCancel(context.WithoutCancel(cmd.Context()))
-			defer stopListening()
-			p.wake, err = accounts.Listen(listenCtx, cfg.postgresURL, log)
-			if err != nil {
-				return usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
-			}
-			p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
-			p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.Postgres, Audit: auditSignals(p.store)})
-			p.migrated = newMigrated(&cfg, reader, p.reg, log)
-			p.scope.store = scope.NewStore(scope.StoreConfig{Writer: writer, Reader: reader})
-			if err := p.wire(); err != nil {
-				return err
-			}
+			defer closeAll()
 			return p.run(cmd.Context(), func(context.Context) error {
 				p.logListening()
 				return nil
@@ -74,6 +53,48 @@ func newServeCommand() *cobra.Command {
 	cfg.serveFlags(cmd.Flags())
 	layered(cmd)
 	return cmd
+}
+
+// newServing builds what serve runs, and listens. The caller closes it after it has run.
+func newServing(ctx context.Context, cfg *config, log *slog.Logger, level *slog.LevelVar) (*process, func(), error) {
+	var closers []func()
+	closeAll := func() {
+		for _, c := range slices.Backward(closers) {
+			c()
+		}
+	}
+	p, err := func() (*process, error) {
+		shared, err := auth.OpenRedis(cfg.redisURL)
+		if err != nil {
+			return nil, usagef("--redis-url: %w", err)
+		}
+		closers = append(closers, func() { shared.Close() })
+		writer, reader, err := openPostgres(cfg.postgresURL)
+		if err != nil {
+			return nil, err
+		}
+		closers = append(closers, func() { reader.Close(); writer.Close() })
+		p := &process{cfg: cfg, log: log, level: level, reg: newRegistry(), roles: cfg.roles, redis: shared}
+		if err := p.listen(); err != nil {
+			return nil, err
+		}
+		listenCtx, stopListening := context.WithCancel(context.WithoutCancel(ctx))
+		closers = append(closers, stopListening)
+		p.wake, err = accounts.Listen(listenCtx, cfg.postgresURL, log)
+		if err != nil {
+			return nil, usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
+		}
+		p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
+		p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.Postgres, Audit: auditSignals(p.store)})
+		p.migrated = newMigrated(cfg, reader, p.reg, log)
+		p.scope.store = scope.NewStore(scope.StoreConfig{Writer: writer, Reader: reader})
+		return p, p.wire()
+	}()
+	if err != nil {
+		closeAll()
+		return nil, nil, err
+	}
+	return p, closeAll, nil
 }
 
 // serveFlags are all that serve takes.
