@@ -65,7 +65,7 @@ func newRootCommand() *cobra.Command {
 	})
 	root.AddCommand(
 		newDevCommand(), newServeCommand(), newMigrateCommand(), newScopeCommand(),
-		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newAuditCommand(), newTailCommand(), newTopCommand(), newDLQCommand(), newSpoolCommand(), newConfigCommand(), newVersionCommand(),
+		newOrgsCommand(), newAccountsCommand(), newKeysCommand(), newTokensCommand(), newAuditCommand(), newTailCommand(), newTopCommand(), newDLQCommand(), newSpoolCommand(), newConfigCommand(), newDoctorCommand(), newVersionCommand(),
 	)
 	return root
 }
