@@ -110,6 +110,12 @@ func labelValues(t *testing.T) map[string]string {
 		"listener":                            "`http`, `grpc`",
 		"sluice_tls_certificate_reloads_total result": "`ok`, `failed`",
 		"sluice_ingest_own_signals_total outcome":     listed([]string{"accepted", "filtered", "invalid", "unavailable"}),
+		"sluice_scope_judge_duration_seconds result":  "`answered`, `failed`",
+		"sluice_scope_judge_errors_total reason":      listed([]string{"answer", "key", "overloaded", "refused", "server", "timeout", "unreachable"}),
+		"sluice_scope_messages_total outcome":         "what the message was to the judge",
+		"sluice_scope_tokens_total direction":         "`in`, `out`",
+		"sluice_scope_verdicts_total verdict":         listed([]string{"in", "out", "unsure", "abstained"}),
+		"sluice_scope_verdicts_total why":             "why there is no verdict, or an unsure one; empty else",
 		"sluice_kafka_topic_problems severity":        "`fatal`, `warning`",
 	}
 }
@@ -180,7 +186,7 @@ func registered(t *testing.T) ([]family, []*dto.MetricFamily) {
 	cert, key := certificateFiles(t)
 	if err := flags.Parse([]string{
 		"--postgres-url=postgres://u:p@127.0.0.1:1/x", "--redis-url=redis://127.0.0.1:1", "--kafka-brokers=127.0.0.1:1", "--spool-dir=" + t.TempDir(),
-		"--edge-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--ops-addr=127.0.0.1:0", "--drain-delay=0s", "--tls-cert=" + cert, "--tls-key=" + key,
+		"--edge-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--ops-addr=127.0.0.1:0", "--drain-delay=0s", "--judge-url=http://127.0.0.1:1", "--judge-model=x", "--tls-cert=" + cert, "--tls-key=" + key,
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -244,6 +250,8 @@ func describe(t *testing.T, reg *prometheus.Registry) ([]family, []*dto.MetricFa
 			f.kind = strings.ToLower(mf.GetType().String())
 		case strings.HasSuffix(f.name, "_total"):
 			f.kind = "counter"
+		case strings.HasSuffix(f.name, "_duration_seconds"):
+			f.kind = "histogram"
 		case len(f.labels) > 0 && !strings.HasSuffix(f.name, "_seconds"):
 			f.kind = "gauge"
 		}
