@@ -248,7 +248,7 @@ func (e *Edge) produce(ctx context.Context, b *batch, key string, r *request) *r
 
 const (
 	tooLargeForKafka = "a single record is larger than Kafka takes"
-	invalidToKafka   = "Kafka refuses it as invalid, and would again"
+	invalidToKafka   = "refused by Kafka as invalid, now and later"
 )
 
 func unavailable(err error) *refused {

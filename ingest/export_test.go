@@ -153,8 +153,8 @@ func TestLeaseOutlivesItsRequest(t *testing.T) {
 	if len(l.value) != 0 || l.headers[0].Key != "" {
 		t.Error("what was released last is not empty")
 	}
-	other := payloadID(&p, kindSpans, []byte("raw"))
-	if payloadID(&p, kindLogs, []byte("raw")) != payloadID(&p, kindLogs, []byte("raw")) || other == payloadID(&p, kindLogs, []byte("raw")) {
+	logs, again, spans := payloadID(&p, kindLogs, []byte("raw")), payloadID(&p, kindLogs, []byte("raw")), payloadID(&p, kindSpans, []byte("raw"))
+	if logs != again || logs == spans {
 		t.Error("an id is of its sender, kind and bytes")
 	}
 }

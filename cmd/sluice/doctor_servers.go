@@ -44,12 +44,9 @@ func (d *doctor) postgres(ctx context.Context) {
 	var version, maxConns, number int
 	var standby bool
 	var readOnly string
-	before := time.Now()
-	var now float64
-	err = writer.QueryRowContext(ctx, `SELECT EXTRACT(EPOCH FROM clock_timestamp())::float8, pg_is_in_recovery(), current_setting('server_version_num')::int,
+	err = writer.QueryRowContext(ctx, `SELECT pg_is_in_recovery(), current_setting('server_version_num')::int,
 		current_setting('max_connections')::int, (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int, current_setting('default_transaction_read_only')`).
-		Scan(&now, &standby, &version, &maxConns, &number, &readOnly)
-	after := time.Now()
+		Scan(&standby, &version, &maxConns, &number, &readOnly)
 	if err != nil {
 		d.fails("postgres", plain(err), "see that PostgreSQL runs, that its address, user and password are right, and that pg_hba.conf and the network let this machine in")
 		return
@@ -75,12 +72,14 @@ func (d *doctor) postgres(ctx context.Context) {
 	default:
 		d.ok("postgres connections", "%d of %d are in use; a process opens up to %d", number, maxConns, connsOfProcess)
 	}
-	// The first look may have waited for a connection: the clock is asked again on one that is open.
-	before = time.Now()
-	if err := writer.QueryRowContext(ctx, `SELECT EXTRACT(EPOCH FROM clock_timestamp())::float8`).Scan(&now); err == nil {
-		after = time.Now()
+	// Asked on a connection that is open by now, so that the time of connecting does not blur it.
+	var now float64
+	before := time.Now()
+	if err := writer.QueryRowContext(ctx, `SELECT EXTRACT(EPOCH FROM clock_timestamp())::float8`).Scan(&now); err != nil {
+		d.warn("postgres clock", plain(err), "run doctor again")
+	} else {
+		d.clock("postgres clock", before, time.Now(), time.UnixMicro(int64(now*1e6)))
 	}
-	d.clock("postgres clock", before, after, time.UnixMicro(int64(now*1e6)))
 	pending, err := deploy.Pending(ctx, reader, deploy.Postgres)
 	switch {
 	case err != nil:
