@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"path"
-	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -268,12 +267,9 @@ func methodName(m string) string {
 	return "other"
 }
 
-var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{8,64}$`)
-
 // requestID takes the caller's id where it is one, and not a key.
 func requestID(r *http.Request) string {
-	id := r.Header.Get("X-Request-Id")
-	if _, key := auth.PrefixOf(id); requestIDPattern.MatchString(id) && !key {
+	if id := r.Header.Get("X-Request-Id"); auth.UsableRequestID(id) {
 		return id
 	}
 	return signals.NewID("req", time.Now())

@@ -83,18 +83,34 @@ func problemBody(code int, detail string, id requestID) []byte {
 	return b
 }
 
-// A requestID is unique enough to find one request in a day's log: 16 hex digits.
-type requestID [16]byte
+// A requestID finds one request in the log: the sender's own, where it sent one that can be used, else 16 hex digits, unique enough for a day.
+type requestID struct {
+	text [auth.MaxRequestID]byte
+	n    uint8
+}
 
-func (id requestID) String() string { return string(id[:]) }
+func (id *requestID) String() string { return string(id.bytes()) }
+
+// bytes is the id in its own memory.
+func (id *requestID) bytes() []byte { return id.text[:id.n] }
 
 func newRequestID() requestID {
 	const digits = "0123456789abcdef"
-	var id requestID
+	id := requestID{n: 16}
 	n := rand.Uint64()
-	for i := range id {
-		id[i] = digits[n&15]
+	for i := range id.bytes() {
+		id.text[i] = digits[n&15]
 		n >>= 4
 	}
+	return id
+}
+
+// requestIDOf takes what a sender calls its request, where that can be used. It copies it.
+func requestIDOf(sent []byte) requestID {
+	if len(sent) == 0 || !auth.UsableRequestID(string(sent)) {
+		return newRequestID()
+	}
+	var id requestID
+	id.n = uint8(copy(id.text[:], sent))
 	return id
 }

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bytes"
 	"slices"
 	"strconv"
 
@@ -28,12 +29,23 @@ type batch struct {
 	filtered []tallied     // for the counts by subject
 	refused  []invalidItem // events that Kafka itself refused for good, by their places in the request
 
+	request *requestID // of the request; nil where there is none
+	named   []byte     // a copy of it, which its events share
+
 	payload  *lease // of the telemetry; released when the answer is decided
 	ended    []ended
 	fates    []fate
 	rewriter otlp.Rewriter
 	found    finder
 	text     []byte
+}
+
+// requestID is the request's id, in memory that messages may keep.
+func (b *batch) requestID() []byte {
+	if b.named == nil && b.request != nil {
+		b.named = bytes.Clone(b.request.bytes())
+	}
+	return b.named
 }
 
 // maxScratch bounds what a batch that is kept holds of each list.

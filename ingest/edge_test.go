@@ -169,7 +169,11 @@ func TestTelemetryArrivesWithBadge(t *testing.T) {
 			}
 			h := headersOf(r)
 			ids[h["flowstate-msg-id"]] = true
+			if len(h["flowstate-request-id"]) != 16 {
+				t.Errorf("request id %q", h["flowstate-request-id"])
+			}
 			delete(h, "flowstate-msg-id")
+			delete(h, "flowstate-request-id")
 			if fmt.Sprint(h) != "map[flowstate-org:acme flowstate-schema:1 flowstate-subject-id:sa_production flowstate-subject-kind:service_account]" {
 				t.Errorf("headers %v", h)
 			}

@@ -20,6 +20,7 @@ const maxSignals = 10_000
 // otlp answers one OTLP export, whose body is protobuf by now.
 func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity, body *buffer, c *charge) response {
 	b := e.batch()
+	b.request = &r.id
 	fail := e.prepare(ctx, b, id, rt, body.b, r.received, c)
 	// What waits for Kafka must hold neither the scratch nor a part of the budget: at saturation that is most of the memory, and the messages
 	// are charged to the producer's own.
@@ -117,7 +118,7 @@ func subjectUnknown(index int) *refused {
 
 // addPayload adds the telemetry payload, split where it is over the broker's limit.
 func (e *Edge) addPayload(b *batch, p *auth.Principal, rt route, raw []byte, records int) {
-	m := b.payload.message(e.topicOf(rt.kind), p, payloadID(p, rt.kind, raw))
+	m := b.payload.message(e.topicOf(rt.kind), p, payloadID(p, rt.kind, raw), b.request.bytes())
 	c := carried{kind: rt.kind, payload: rt.payload, records: records}
 	if len(m.Value) <= e.cfg.MaxMessageBytes {
 		b.messages = b.payload.one[:0]
@@ -150,7 +151,7 @@ func (e *Edge) addVerdict(b *batch, v *signals.Verdict, index int) bool {
 		b.reject(kindSignals, what, v.Outcome, v.Reason, v.Detail, 1)
 		return false
 	}
-	m := signalMessage(e.cfg.Topics.Signals, v.Event)
+	m := signalMessage(e.cfg.Topics.Signals, v.Event, b.requestID())
 	if len(m.Value) > e.cfg.MaxMessageBytes {
 		v.Outcome, v.Reason, v.Detail = signals.Invalid, signals.TooLarge, "the event is larger than "+strconv.Itoa(e.cfg.MaxMessageBytes)+" bytes"
 		b.reject(kindSignals, v.Type, v.Outcome, v.Reason, v.Detail, 1)
@@ -290,16 +291,22 @@ func appendBadge(dst []byte, p *auth.Principal, received time.Time) []byte {
 	return otlp.AppendBadgeString(dst, "flowstate.received_at", string(received.UTC().AppendFormat(room[:0], time.RFC3339Nano)))
 }
 
-// signalMessage is an event as a Kafka message: CloudEvents in binary mode, and Sluice's own headers.
-func signalMessage(topic string, ev *signals.Event) Message {
-	m := Message{Topic: topic, Key: ev.Key(), Value: ev.AppendJSON(nil), Headers: []Header{
-		{headerOrg, []byte(ev.Org)},
-		{headerKind, []byte(ev.Subject.Kind)},
-		{headerID, []byte(ev.Subject.ID)},
-		{headerSchema, schemaOne},
-		{headerMsgID, []byte(ev.ID)},
-	}}
-	for _, h := range ev.Headers() {
+// signalMessage is an event as a Kafka message: CloudEvents in binary mode, and Sluice's own headers. requestID is the message's from here on; empty where the
+// event comes of no request.
+func signalMessage(topic string, ev *signals.Event, requestID []byte) Message {
+	events := ev.Headers()
+	headers := append(make([]Header, 0, 6+len(events)),
+		Header{headerOrg, []byte(ev.Org)},
+		Header{headerKind, []byte(ev.Subject.Kind)},
+		Header{headerID, []byte(ev.Subject.ID)},
+		Header{headerSchema, schemaOne},
+		Header{headerMsgID, []byte(ev.ID)},
+	)
+	if len(requestID) > 0 {
+		headers = append(headers, Header{headerRequestID, requestID})
+	}
+	m := Message{Topic: topic, Key: ev.Key(), Value: ev.AppendJSON(nil), Headers: headers}
+	for _, h := range events {
 		m.Headers = append(m.Headers, Header(h))
 	}
 	return m

@@ -143,7 +143,7 @@ func TestLeaseOutlivesItsRequest(t *testing.T) {
 	l := pool.get(10)
 	l.value = append(l.value, "payload"...)
 	p := service(auth.Production)
-	m := l.message("topic", &p, payloadID(&p, kindLogs, []byte("raw")))
+	m := l.message("topic", &p, payloadID(&p, kindLogs, []byte("raw")), []byte("req"))
 	l.hold() // by the producer
 	l.release()
 	if string(m.Value) != "payload" || string(l.value) != "payload" || string(m.Key) != p.Org+"/service_account/"+p.ID {

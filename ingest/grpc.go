@@ -121,7 +121,7 @@ func (s *GRPCServer) handle(w http.ResponseWriter, q *http.Request) {
 		return
 	}
 	r := request{
-		id:     newRequestID(),
+		id:     requestIDOf([]byte(q.Header.Get("X-Request-Id"))),
 		method: []byte(q.Method),
 		path:   []byte(q.URL.Path),
 		remote: s.remote(q),
@@ -164,7 +164,7 @@ func (s *GRPCServer) remote(q *http.Request) netip.Addr {
 
 // notGRPC tells somebody who speaks HTTP to the gRPC port.
 func (s *GRPCServer) notGRPC(w http.ResponseWriter, q *http.Request) {
-	r := &request{id: newRequestID(), received: time.Now(), contentType: []byte(q.Header.Get("Content-Type"))}
+	r := &request{id: requestIDOf([]byte(q.Header.Get("X-Request-Id"))), received: time.Now(), contentType: []byte(q.Header.Get("Content-Type"))}
 	e := s.cfg.Edge
 	res := e.count(route{}, r, e.refuse(r, routes[q.URL.Path], refused{code: 415, reason: wrongContentType,
 		detail: "This port speaks gRPC (OTEL_EXPORTER_OTLP_PROTOCOL=grpc). For OTLP/HTTP and JSON signals use the HTTP port."}))

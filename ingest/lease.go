@@ -18,8 +18,8 @@ type lease struct {
 	held atomic.Int32
 
 	value   []byte
-	room    [192]byte // what key and header values are written into, where they fit
-	headers [5]Header
+	room    [256]byte // what key and header values are written into, where they fit
+	headers [6]Header
 	one     [1]Message // a request with one message needs no list of its own
 }
 
@@ -58,49 +58,54 @@ func (l *lease) release() {
 		return
 	}
 	l.value = l.value[:0]
-	l.headers, l.one = [5]Header{}, [1]Message{}
+	l.headers, l.one = [6]Header{}, [1]Message{}
 	if l.from != nil {
 		l.from.Put(l)
 	}
 }
 
-// message makes the payload the message of p to a topic, with an id that is set before the first attempt and stays on retries and replays.
-func (l *lease) message(topic string, p *auth.Principal, id xxh3.Uint128) Message {
+// message makes the payload the message of p to a topic, with an id that is set before the first attempt and stays on retries and replays. requestID is copied.
+func (l *lease) message(topic string, p *auth.Principal, id xxh3.Uint128, requestID []byte) Message {
 	room := l.room[:0]
 	cut := func(from int) []byte { return room[from:len(room):len(room)] }
 	room = append(append(append(append(append(room, p.Org...), '/'), p.Kind...), '/'), p.ID...)
 	key := cut(0)
+	at := len(room)
+	room = append(room, requestID...)
+	request := cut(at)
+	at = len(room)
 	room = append(room, msgPrefix...)
-	at := len(room) - len(msgPrefix)
 	sum := id.Bytes()
 	room = hex.AppendEncode(room, sum[:])
 	org, kind := len(p.Org), len(p.Kind)
-	l.headers = [5]Header{
+	l.headers = [6]Header{
 		{headerOrg, key[:org:org]},
 		{headerKind, key[org+1 : org+1+kind : org+1+kind]},
 		{headerID, key[org+kind+2:]},
 		{headerSchema, schemaOne},
-		{headerMsgID, cut(at)},
+		{headerRequestID, request},
+		{headerMsgID, cut(at)}, // the last: partsOf counts on it
 	}
 	return Message{Topic: topic, Key: key, Value: l.value, Headers: l.headers[:], lease: l}
 }
 
 const msgPrefix = "msg_"
 
-// The headers of every message.
+// The headers of every message; what Sluice raises itself comes of no request.
 const (
-	headerOrg    = "flowstate-org"
-	headerKind   = "flowstate-subject-kind"
-	headerID     = "flowstate-subject-id"
-	headerSchema = "flowstate-schema"
-	headerMsgID  = "flowstate-msg-id"
+	headerOrg       = "flowstate-org"
+	headerKind      = "flowstate-subject-kind"
+	headerID        = "flowstate-subject-id"
+	headerSchema    = "flowstate-schema"
+	headerRequestID = "flowstate-request-id"
+	headerMsgID     = "flowstate-msg-id"
 )
 
 var schemaOne = []byte("1")
 
 // payloadID is a hash of who sent which bytes, so that a client's retry of the same request has the same id.
 func payloadID(p *auth.Principal, kind string, raw []byte) xxh3.Uint128 {
-	var room [192]byte
+	var room [256]byte
 	who := room[:0]
 	for _, s := range [...]string{p.Org, string(p.Kind), p.ID, kind} {
 		who = append(append(who, s...), 0)

@@ -47,7 +47,7 @@ func (r *Raiser) Raise(ctx context.Context, p *auth.Principal, own signals.Own) 
 	v := r.decider.Decide(ctx, p, &raised, time.Now())
 	if v.Outcome == signals.Accepted {
 		var fates [1]fate
-		err = r.sink.deliver(ctx, time.Time{}, p.KeyPrefix, []Message{signalMessage(r.topic, v.Event)}, fates[:])
+		err = r.sink.deliver(ctx, time.Time{}, p.KeyPrefix, []Message{signalMessage(r.topic, v.Event, nil)}, fates[:])
 		switch {
 		case err != nil:
 		case fates[0] == neverFits:

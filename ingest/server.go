@@ -118,7 +118,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) request(ctx *fasthttp.RequestCtx, r *request) {
 	h := &ctx.Request.Header
 	*r = request{
-		id:             newRequestID(),
+		id:             requestIDOf(h.Peek("X-Request-Id")),
 		method:         ctx.Method(),
 		path:           ctx.Path(),
 		contentType:    h.ContentType(),
@@ -232,7 +232,7 @@ func (s *Server) write(ctx *fasthttp.RequestCtx, r *request, res response) {
 	h := &ctx.Response.Header
 	ctx.SetStatusCode(res.code)
 	h.SetContentType(res.contentType)
-	h.SetBytesV("X-Request-Id", r.id[:])
+	h.SetBytesV("X-Request-Id", r.id.bytes())
 	if res.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(res.retryAfter))
 	}

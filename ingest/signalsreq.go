@@ -50,6 +50,7 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 		return e.refuse(r, rt, parseRefusal(err))
 	}
 	b := e.batch()
+	b.request = &r.id
 	answer := signalsAnswer{Filtered: []filteredItem{}, Invalid: []invalidItem{}}
 	deciding, decided := e.deciding(ctx, id.Principal)
 	defer decided()
