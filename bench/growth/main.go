@@ -1,8 +1,8 @@
-// Command growth shows how Sluice's cost grows: with records a request, connections, keys, policy rules, the size of records, the share of signals, and with
+// Command growth shows how Sluice's cost grows: with records a request, connections, keys, orgs, policy rules, the size of records, the share of signals, and with
 // and without a spool. What grows faster than its work is a defect.
 //
-//	go run ./bench/growth          about four minutes
-//	go run ./bench/growth -full    with 100,000 and 1,000,000 keys
+//	go run ./bench/growth          as many rounds of three as -budget has room for; one takes about four minutes
+//	go run ./bench/growth -full    with 100,000 and 1,000,000 keys; a round takes about five minutes
 //	go run ./bench/growth -only keys    one series; the others stay as they are in -out
 //	go run ./bench/growth -only NONE    table and pictures of the data in -out again
 //
@@ -26,6 +26,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"flowstate.inc/sluice/bench/chart"
 	"flowstate.inc/sluice/bench/rig"
@@ -82,7 +84,7 @@ func all(warm, measure time.Duration, full bool) []series {
 		{name: "records", label: "records a request", unit: "µs a record", of: perRecord,
 			steps: grow([]float64{1, 5, 20, 100, 500}, func(s *step, x float64) { s.job.Shape.Records = int(x) })},
 		{name: "connections", label: "connections", unit: "µs a request", of: perRequest,
-			steps: grow([]float64{1, 10, 100, 1000, 8000}, func(s *step, x float64) {
+			steps: grow([]float64{1, 10, 100, 1000, mostConnections()}, func(s *step, x float64) {
 				s.job.Connections = int(x)
 				if x > 1000 {
 					// Until all are connected; and as long as many answers take, since what is under way at the end is paid and not counted.
@@ -96,6 +98,11 @@ func all(warm, measure time.Duration, full bool) []series {
 				s.job.Warm += min(time.Duration(x/2500*float64(time.Second)), 30*time.Second) // until the edge has seen them
 			}),
 			prepare: func(ctx context.Context, r *rig.Rig, s step) error { return r.AddAccounts(ctx, s.job.Keys-len(r.Keys)) }},
+		{name: "orgs", label: "orgs, 1,000 keys spread over them, each request another", unit: "µs a request", of: perRequest,
+			steps: grow([]float64{1, 10, 100, 1000}, func(s *step, x float64) {
+				s.job.Orgs, s.job.Keys, s.job.Rotate = int(x), orgsKeys, true
+			}),
+			prepare: func(ctx context.Context, r *rig.Rig, s step) error { return r.AddOrgs(ctx, s.job.Orgs, orgsKeys) }},
 		{name: "rules", label: "policy rules, all tried and none matching", unit: "µs a request (one signal in ten records)", of: perRequest,
 			steps: grow([]float64{0, 10, 100, 1000}, func(s *step, x float64) {
 				s.rules = int(x)
@@ -124,6 +131,18 @@ func all(warm, measure time.Duration, full bool) []series {
 	}
 }
 
+// orgsKeys is how many keys the orgs share, so that a series of orgs is none of keys.
+const orgsKeys = 1000
+
+// mostConnections is 10,000, or what the limit of open files leaves of it, in thousands: the load's process has one file for each, and so has the server's.
+func mostConnections() float64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Max >= 10_500 {
+		return 10_000
+	}
+	return math.Max(1000, float64((limit.Max-min(limit.Max, 500))/1000*1000))
+}
+
 func main() {
 	rounds := flag.Int("rounds", 3, "rounds")
 	measure := flag.Duration("measure", 1500*time.Millisecond, "measured time of a point")
@@ -131,6 +150,7 @@ func main() {
 	only := flag.String("only", "", "regular expression: only series that match")
 	out := flag.String("out", "bench/results", "directory of the results")
 	full := flag.Bool("full", false, "with 100,000 and 1,000,000 keys")
+	budget := flag.Duration("budget", 13*time.Minute, "begin no round that would end later")
 	built := flag.String("sluice", "", "a built sluice (default: built here)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -139,14 +159,14 @@ func main() {
 	if err == nil {
 		list := all(*warm, *measure, *full)
 		chosen := slices.DeleteFunc(slices.Clone(list), func(s series) bool { return !pattern.MatchString(s.name) })
-		err = run(ctx, *rounds, list, chosen, *built, *out)
+		err = run(ctx, *rounds, *budget, list, chosen, *built, *out)
 	}
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, rounds int, list, chosen []series, built, out string) error {
+func run(ctx context.Context, rounds int, budget time.Duration, list, chosen []series, built, out string) error {
 	file := filepath.Join(out, "growth.jsonl")
 	description, kept, err := keep(file, chosen)
 	if err != nil {
@@ -159,14 +179,15 @@ func run(ctx context.Context, rounds int, list, chosen []series, built, out stri
 	if err != nil {
 		return err
 	}
-	points, description, err := measureAll(ctx, r, rounds, chosen, built)
+	points, description, err := measureAll(ctx, r, rounds, budget, chosen, built)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
 	return publish(out, description, list, append(kept, points...))
 }
 
-func measureAll(ctx context.Context, r *rig.Rig, rounds int, list []series, built string) ([]rig.Point, rig.Run, error) {
+func measureAll(ctx context.Context, r *rig.Rig, rounds int, budget time.Duration, list []series, built string) ([]rig.Point, rig.Run, error) {
+	began := time.Now()
 	if err := r.Build(ctx, built); err != nil {
 		return nil, rig.Run{}, err
 	}
@@ -175,8 +196,14 @@ func measureAll(ctx context.Context, r *rig.Rig, rounds int, list []series, buil
 	}
 	description := r.Describe(ctx, "go run ./bench/growth")
 	var points []rig.Point
-	for _, s := range list {
-		for round := range rounds {
+	longest := time.Duration(0)
+	for round := range rounds {
+		if left := budget - time.Since(began); round > 0 && left < longest {
+			fmt.Fprintf(os.Stderr, "no round %d: one takes %v, and %v of the budget is left\n", round+1, longest.Round(time.Second), left.Round(time.Second))
+			break
+		}
+		start := time.Now()
+		for _, s := range list {
 			for i := range s.steps {
 				st := s.steps[i]
 				if s.prepare != nil && (round == 0 || s.name == "rules") {
@@ -198,6 +225,7 @@ func measureAll(ctx context.Context, r *rig.Rig, rounds int, list []series, buil
 					s.name, st.x, p.RequestsPerSecond, p.CPUPerRecord, p.CPUPerRequest, p.P99, p.PeakRSS>>20, p.AllocsPerRequest, p.Neighbours)
 			}
 		}
+		longest = max(longest, time.Since(start))
 	}
 	return points, description, nil
 }
@@ -272,6 +300,9 @@ func at(points []rig.Point, s series, x float64, of func(rig.Point) float64) cha
 }
 
 func publish(out string, description rig.Run, list []series, points []rig.Point) error {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
 	f, err := os.Create(filepath.Join(out, "growth.jsonl"))
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ type Job struct {
 	Connections int
 	Rate        float64 // requests a second; 0: closed loop
 	Keys        int     // of the rig's, how many are in use; 0: 100 at most
+	Orgs        int     // not 0: the keys are those of Rig.AddOrgs
 	Rotate      bool    // each request has the next key
 	Warm        time.Duration
 	Measure     time.Duration
@@ -113,8 +114,12 @@ func (r *Rig) Measure(ctx context.Context, s *Server, j Job) (Point, error) {
 	if keys == 0 {
 		keys = 100
 	}
+	pool := r.Keys
+	if j.Orgs > 0 {
+		pool = r.orgKeys[j.Orgs]
+	}
 	plan := load.Plan{
-		Addr: s.Addr, Path: s.Path, ContentType: j.Shape.ContentType(), Keys: r.Keys[:min(keys, len(r.Keys))], Bodies: bodies,
+		Addr: s.Addr, Path: s.Path, ContentType: j.Shape.ContentType(), Keys: pool[:min(keys, len(pool))], Bodies: bodies,
 		Rotate: j.Rotate, Connections: j.Connections, Rate: j.Rate, Warm: j.Warm, Measure: j.Measure,
 	}
 	if j.Shape.Gzipped() {

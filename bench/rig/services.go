@@ -37,6 +37,9 @@ type Rig struct {
 	Bin  Binaries
 	Keys []string // of the service accounts that exist, the first made by the CLI
 
+	orgKeys map[int][]string // by how many orgs they are spread over
+	made    int              // accounts
+
 	mu       sync.Mutex
 	children []*Server
 }
