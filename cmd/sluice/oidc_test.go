@@ -26,6 +26,7 @@ import (
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/deploy"
 	"flowstate.inc/sluice/signals"
+	"flowstate.inc/sluice/signals/scope"
 )
 
 // An issuer is an OpenID Connect provider where somebody is signed in already. A code is good once, and with the verifier of its challenge.
@@ -102,6 +103,7 @@ func startAdmin(t *testing.T, p *issuer) string {
 	}
 	g.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.SQLite})
 	g.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.SQLite, Audit: auditSignals(g.store)})
+	g.scope.store = scope.NewStore(scope.StoreConfig{Writer: writer, Reader: reader})
 	if err := g.wire(); err != nil {
 		t.Fatal(err)
 	}
