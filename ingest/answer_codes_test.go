@@ -12,6 +12,8 @@ import (
 	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	logs "go.opentelemetry.io/proto/otlp/logs/v1"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	_ "google.golang.org/grpc/encoding/gzip"
@@ -22,7 +24,8 @@ import (
 	"flowstate.inc/sluice/auth"
 )
 
-// The OTLP specification's table of answers (v1.11, docs/specification.md), over its three transports. A comment quotes what a row is from.
+// What the OTLP specification (v1.11, docs/specification.md of opentelemetry-proto) says of answers, over its three transports. A comment names the
+// section that a row is from; what is in quotation marks are the specification's words, the rest is ours.
 func TestOTLPCodes(t *testing.T) {
 	const limit = 64 << 10
 	e := startEdge(t, func(ec *EdgeConfig, _ *ServerConfig, _ *ProducerConfig) {
@@ -53,28 +56,38 @@ func TestOTLPCodes(t *testing.T) {
 		spent     bool // the key's limit is used up first
 		kafkaAway bool
 	}{
-		// "On success, the server response MUST be a Success response. … it MUST leave the partial_success field unset."
+		// Full Success: "On success, the server MUST respond with `HTTP 200 OK`." "The server MUST leave the `partial_success` field unset in case of a
+		// successful response."
 		{name: "success", key: key, sent: one, http: 200, rpc: codes.OK},
 		{name: "success, gzip", key: key, sent: one, gzip: true, http: 200, rpc: codes.OK},
-		// "If the server receives an empty request … the server SHOULD respond with success."
+		// Full Success: "If the server receives an empty request (a request that does not carry any telemetry data) the server SHOULD respond with success."
 		{name: "empty", key: key, sent: &collogs.ExportLogsServiceRequest{}, http: 200, rpc: codes.OK},
 		{name: "empty resource", key: key, sent: logsRequest(), http: 200, rpc: codes.OK},
-		// "If the processing of the request fails … partially accepted … MUST initialize the partial_success field … rejected_<signal>".
+		// Partial Success: "If the request is only partially accepted (i.e. when the server accepts only parts of the data and rejects the rest), the
+		// server MUST respond with `HTTP 200 OK`." "Additionally, the server MUST initialize the `partial_success` field", "it MUST set the respective
+		// `rejected_spans`, `rejected_data_points` or `rejected_log_records` field", "SHOULD populate the `error_message` field".
 		{name: "partial success", key: key, sent: partial, http: 200, rpc: codes.OK, rejected: 1},
-		// "If the processing of the request fails because the request contains data that cannot be decoded or is otherwise invalid and such failure is
-		// permanent, then the server MUST respond with HTTP 400 Bad Request." Over gRPC InvalidArgument, "not retryable".
+		// Bad Data: "If the processing of the request fails because the request contains data that cannot be decoded or is otherwise invalid and such
+		// failure is permanent, then the server MUST respond with `HTTP 400 Bad Request`. The `Status.details` field in the response SHOULD contain a
+		// BadRequest". OTLP/gRPC Response, Failures: "To indicate not-retryable errors, the server is recommended to use code InvalidArgument and MAY
+		// supply additional details via status using BadRequest."
 		{name: "bad data", key: key, http: 400, rpc: codes.InvalidArgument},
-		// Unauthenticated is not retryable.
+		// The specification leaves 401 to HTTP ("All Other Responses"); Failures: "All other `4xx` or `5xx` response status codes MUST NOT be retried."
+		// In the table of gRPC codes: UNAUTHENTICATED, No.
 		{name: "no key", sent: one, http: 401, rpc: codes.Unauthenticated},
 		{name: "unknown key", key: unknown, sent: one, http: 401, rpc: codes.Unauthenticated},
 		{name: "no key of ours", key: "hello", sent: one, http: 401, rpc: codes.Unauthenticated},
-		// "The server MUST limit … request bodies … If the body exceeds the limit the server MUST respond with HTTP 413", after decompression too;
-		// gRPC: RESOURCE_EXHAUSTED without RetryInfo, "the client SHOULD NOT retry".
+		// OTLP/HTTP Request, OTLP/gRPC Request: the size is limited, after decompression too, and what is over it is 413, or RESOURCE_EXHAUSTED for good.
+		// Of that code, OTLP/gRPC Response, Failures: "The client SHOULD interpret `RESOURCE_EXHAUSTED` code as retryable only if the server signals that
+		// the recovery from resource exhaustion is possible. This is signaled by the server by returning a status containing RetryInfo."
 		{name: "too large", key: key, sent: large, http: 413, rpc: codes.ResourceExhausted},
 		{name: "too large when inflated", key: key, sent: huge, gzip: true, http: 413, rpc: codes.ResourceExhausted},
-		// "If the server receives more requests than the client is allowed … 429 Too Many Requests … Retry-After"; gRPC: RESOURCE_EXHAUSTED with RetryInfo.
+		// OTLP/HTTP Throttling: "If the server receives more requests than the client is allowed or the server is overloaded, the server SHOULD respond
+		// with `HTTP 429 Too Many Requests` or `HTTP 503 Service Unavailable` and MAY include "Retry-After" header". Over gRPC RESOURCE_EXHAUSTED with
+		// RetryInfo, which is retryable as said above.
 		{name: "over the key's limit", key: limited, sent: one, spent: true, http: 429, rpc: codes.ResourceExhausted, later: true},
-		// "If the server disconnects / is overloaded … 503 Service Unavailable … SHOULD include Retry-After"; gRPC: UNAVAILABLE, "MAY" with RetryInfo.
+		// OTLP/gRPC Response, Failures: "The server MUST indicate retryable errors using code Unavailable and MAY supply additional details via status
+		// using RetryInfo". OTLP/HTTP: 503 is in the table of codes to be retried.
 		{name: "Kafka is away", key: key, sent: one, kafkaAway: true, http: 503, rpc: codes.Unavailable, later: true},
 	} {
 		if c.kafkaAway {
@@ -106,7 +119,7 @@ func TestOTLPCodes(t *testing.T) {
 				t.Errorf("%s: %s; want %d", name, a, c.http)
 				continue
 			}
-			// "The server MUST use the same Content-Type in the response as it received in the request", errors included.
+			// OTLP/HTTP Response: "The server MUST use the same "Content-Type" in the response as it received in the request." Errors are responses too.
 			if got := a.header.Get("Content-Type"); got != contentType {
 				t.Errorf("%s: answered in %s", name, got)
 			}
@@ -115,10 +128,13 @@ func TestOTLPCodes(t *testing.T) {
 				checkSuccess(t, name, a, c.rejected)
 				continue
 			}
-			// "The response body for all HTTP 4xx and HTTP 5xx responses MUST be a Protobuf-encoded Status message" (in JSON for JSON).
-			if code, message := statusOf(t, a); message == "" || codes.Code(code) != c.rpc {
+			// OTLP/HTTP Response, Failures: "The response body for all `HTTP 4xx` and `HTTP 5xx` responses MUST be a Protobuf-encoded Status message that
+			// describes the problem." "The `Status.message` field SHOULD contain a developer-facing error message".
+			code, message := statusOf(t, a)
+			if message == "" || codes.Code(code) != c.rpc {
 				t.Errorf("%s: status %d %q; want %d", name, code, message, c.rpc)
 			}
+			badRequest(t, name, a, c.http == 400, message)
 		}
 
 		name := c.name + " by gRPC"
@@ -167,6 +183,27 @@ func retryAfter(t *testing.T, name string, a answer, later bool) {
 	}
 	if n, err := strconv.Atoi(header); err != nil || n < 1 || n > 10 {
 		t.Errorf("%s: Retry-After %q", name, header)
+	}
+}
+
+// badRequest looks for google.rpc.BadRequest in the details of an error.
+func badRequest(t *testing.T, name string, a answer, want bool, message string) {
+	t.Helper()
+	var s statuspb.Status
+	unmarshal := proto.Unmarshal
+	if a.header.Get("Content-Type") == "application/json" {
+		unmarshal = func(b []byte, m proto.Message) error { return protojson.Unmarshal(b, m) }
+	}
+	if err := unmarshal(a.body, &s); err != nil || (len(s.Details) == 1) != want {
+		t.Errorf("%s: %v, details %v", name, err, s.Details)
+		return
+	}
+	if !want {
+		return
+	}
+	var d errdetails.BadRequest
+	if err := s.Details[0].UnmarshalTo(&d); err != nil || len(d.FieldViolations) != 1 || d.FieldViolations[0].Description != message {
+		t.Errorf("%s: %v, %v", name, err, &d)
 	}
 }
 
@@ -249,7 +286,7 @@ func TestOTLPCodesOfHTTP(t *testing.T) {
 	e.balanced()
 }
 
-// "rejected_<signal>" is of the request's own kind, over every transport; a filtered signal in spans and metrics there is none.
+// The count of what was rejected is of the request's own kind, over every transport; a filtered signal in spans and metrics there is none.
 func TestOTLPResponseTypes(t *testing.T) {
 	e := startEdge(t)
 	key := e.add(service(auth.Production))

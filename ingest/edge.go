@@ -360,7 +360,12 @@ func (e *Edge) refuse(r *request, rt route, f refused) response {
 	case r.grpc:
 	case rt.payload != 0 || rt.kind == "" && (isProtobuf(r.contentType) || string(r.path) == profilesPath):
 		enc := encodingOf(r.contentType)
-		res.contentType, res.body = enc.ContentType(), otlp.AppendStatus(nil, enc, grpcCodes[f.code], f.detail)
+		res.contentType = enc.ContentType()
+		if f.code == 400 {
+			res.body = otlp.AppendBadRequest(nil, enc, f.detail)
+		} else {
+			res.body = otlp.AppendStatus(nil, enc, grpcCodes[f.code], f.detail)
+		}
 	default:
 		res.contentType, res.body = typeProblem, problemBody(f.code, f.detail, r.id)
 	}

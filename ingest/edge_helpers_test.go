@@ -73,17 +73,25 @@ type edgeOption func(*EdgeConfig, *ServerConfig, *ProducerConfig)
 // startEdge starts an edge on the real Kafka where its address is given, else on a fake one.
 func startEdge(t testing.TB, opts ...edgeOption) *testEdge {
 	t.Helper()
-	suffix := fmt.Sprintf("_%x", rand.Uint64())
-	e := &testEdge{
-		t: t, reg: prometheus.NewRegistry(), log: &lockedBuffer{}, keys: map[string]auth.Record{}, stamps: &stampBook{last: map[string]time.Time{}},
-		topics: Topics{"otlp_logs" + suffix, "otlp_spans" + suffix, "otlp_metrics" + suffix, "ai_signals" + suffix},
-	}
+	var brokers []string
 	if real := os.Getenv("TEST_KAFKA_BROKERS"); real != "" {
-		e.brokers = strings.Split(real, ",")
+		brokers = strings.Split(real, ",")
 	} else if os.Getenv("SLUICE_REQUIRE_SERVICES") == "1" {
 		t.Fatal("TEST_KAFKA_BROKERS is required")
 	} else {
-		e.brokers = newFake(t).ListenAddrs()
+		brokers = newFake(t).ListenAddrs()
+	}
+	return startEdgeOn(t, brokers, opts...)
+}
+
+// startEdgeOn is startEdge on a Kafka that the test has chosen.
+func startEdgeOn(t testing.TB, brokers []string, opts ...edgeOption) *testEdge {
+	t.Helper()
+	suffix := fmt.Sprintf("_%x", rand.Uint64())
+	e := &testEdge{
+		t: t, reg: prometheus.NewRegistry(), log: &lockedBuffer{}, keys: map[string]auth.Record{}, stamps: &stampBook{last: map[string]time.Time{}},
+		topics:  Topics{"otlp_logs" + suffix, "otlp_spans" + suffix, "otlp_metrics" + suffix, "ai_signals" + suffix},
+		brokers: brokers,
 	}
 	kafkaConfig := KafkaConfig{Brokers: e.brokers}
 	var specs []TopicSpec

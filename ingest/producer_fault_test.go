@@ -108,6 +108,8 @@ func TestProduceGivesUp(t *testing.T) {
 	cfg := brokersOf(c)
 	cfg.Timeout = 400 * time.Millisecond
 	p := startProducer(t, cfg)
+	// The broker is to answer within the time: connections and metadata are not part of it.
+	eventually(t, "a message is through", func() bool { return produceOne(p, "k", "warm") == nil })
 	f := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: -1})
 	began := time.Now()
 	err := produceOne(p, "k", "v")
@@ -449,6 +451,7 @@ func TestProduceMaybeWritten(t *testing.T) {
 		cfg := brokersOf(c)
 		cfg.Timeout = 300 * time.Millisecond
 		p := startProducer(t, cfg)
+		eventually(t, "a message is through", func() bool { return produceOne(p, "k", "warm") == nil })
 		c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: -1})
 		var ua *UnavailableError
 		if err := produceOne(p, "k", "v"); !errors.As(err, &ua) {

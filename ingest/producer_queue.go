@@ -1,11 +1,13 @@
 package ingest
 
 import (
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/segmentio/kafka-go"
 )
 
 // What Kafka's record batch costs at most beside the bytes of keys, values and headers.
@@ -83,6 +85,7 @@ type kafkaPartition struct {
 
 	failingSince time.Time // zero: the last attempt went well
 	lastErr      error     // why not
+	lastSaid     time.Time // when lastErr was found out
 }
 
 func (p *Producer) newPartition(topic string, index int32) *kafkaPartition {
@@ -97,12 +100,20 @@ func (part *kafkaPartition) active() bool {
 	return part.busy || len(part.retry) > 0 || part.waiting() > 0
 }
 
+// fails notes why an attempt did not go well. What a broker has just said explains more than a clock that ran out on the try after it.
 func (part *kafkaPartition) fails(now time.Time, err error) {
 	if part.failingSince.IsZero() {
 		part.failingSince = now
 	}
-	part.lastErr = err
+	var code kafka.Error
+	if now.Sub(part.lastSaid) < brokersWordHolds && errors.As(part.lastErr, &code) && !errors.As(err, &code) && kindOf(err) == KindTimeout {
+		return
+	}
+	part.lastErr, part.lastSaid = err, now
 }
+
+// brokersWordHolds is for how long a broker's answer stands as the reason of what merely times out after it.
+const brokersWordHolds = 5 * time.Second
 
 // why says what keeps the partition's messages from being written.
 func (part *kafkaPartition) why() error {

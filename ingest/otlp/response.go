@@ -92,6 +92,25 @@ func AppendStatus(dst []byte, enc Encoding, code int32, message string) []byte {
 	return dst
 }
 
+// AppendBadRequest appends a google.rpc.Status of INVALID_ARGUMENT whose details hold a google.rpc.BadRequest with the same message, as the
+// specification asks of an answer to bad data.
+func AppendBadRequest(dst []byte, enc Encoding, message string) []byte {
+	const (
+		invalidArgument = 3
+		typeURL         = "type.googleapis.com/google.rpc.BadRequest"
+	)
+	message = fitMessage(message)
+	dst = AppendStatus(dst, enc, invalidArgument, message)
+	if enc == JSON {
+		dst = append(dst[:len(dst)-1], `,"details":[{"@type":"`+typeURL+`","fieldViolations":[{"description":`...)
+		return append(appendJSONString(dst, message), "}]}]}"...)
+	}
+	violation := appendStringField(nil, 2, message)
+	detail := appendStringField(nil, 1, string(violation))
+	wrapped := appendStringField(appendStringField(nil, 1, typeURL), 2, string(detail))
+	return appendStringField(dst, 3, string(wrapped))
+}
+
 func fitMessage(s string) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= MaxMessage {

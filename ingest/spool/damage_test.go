@@ -97,7 +97,7 @@ func drain(t *testing.T, dir string) (string, *metrics) {
 func TestTailCutAnywhere(t *testing.T) {
 	m := makeSegment(t, []string{"0"}, []string{"1"}, []string{"2"}, []string{"3"}, []string{"4"})
 	n := len(m.starts) - 1
-	for cut := m.starts[n-3]; cut <= len(m.bytes); cut++ {
+	for cut := range len(m.bytes) + 1 {
 		whole := 0
 		for whole < n && m.starts[whole+1] <= cut {
 			whole++
@@ -109,7 +109,7 @@ func TestTailCutAnywhere(t *testing.T) {
 		if got != want {
 			t.Fatalf("cut at %d: %q, want %q", cut, got, want)
 		}
-		torn := cut != m.starts[whole]
+		torn := cut != 0 && cut != m.starts[whole] // an empty file is one that was only made
 		if v := testutil.ToFloat64(mt.tornTails); (v == 1) != torn {
 			t.Fatalf("cut at %d: %v torn tails", cut, v)
 		}
@@ -122,7 +122,7 @@ func TestTailCutAnywhere(t *testing.T) {
 			t.Fatalf("cut at %d: torn again", cut)
 		}
 		mustAppend(t, l, entry("t", "k", "more"))
-		wantValues(t, next(t, l, Limit{}), want+" more")
+		wantValues(t, next(t, l, Limit{}), strings.TrimSpace(want+" more"))
 		mustClose(t, l)
 	}
 }
