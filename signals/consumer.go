@@ -52,6 +52,7 @@ type Consumer struct {
 
 	mu         sync.Mutex
 	lag        map[int]int64 // by partition, as of its last message
+	next       map[int]int64 // by partition: the offset after what was settled in this session
 	generation int           // of the partitions that are ours
 }
 
@@ -97,7 +98,7 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(messages, fails, m.paused, m.lag, m.delay)
 	}
-	return &Consumer{cfg: cfg, metrics: m, lag: map[int]int64{}, said: saidOnce{last: map[string]time.Time{}, held: map[string]int{}}}
+	return &Consumer{cfg: cfg, metrics: m, lag: map[int]int64{}, next: map[int]int64{}, said: saidOnce{last: map[string]time.Time{}, held: map[string]int{}}}
 }
 
 const (
@@ -117,14 +118,17 @@ func (c *Consumer) Run(ctx context.Context) error {
 		session, end := context.WithCancel(ctx)
 		var watch sync.WaitGroup
 		watch.Go(func() { c.watchTopic(session, partitions, end) })
-		c.consume(session)
+		c.consume(session, end)
 		end()
 		watch.Wait()
 	}
 }
 
-// consume is a member of the group until ctx ends.
-func (c *Consumer) consume(ctx context.Context) {
+// consume is a member of the group until ctx ends; end does that.
+func (c *Consumer) consume(ctx context.Context, end func()) {
+	c.mu.Lock()
+	clear(c.next)
+	c.mu.Unlock()
 	r := kafka.NewReader(kafka.ReaderConfig{
 		Brokers: c.cfg.Brokers, Dialer: c.cfg.Dialer, Topic: c.cfg.Topic, GroupID: c.cfg.Group,
 		StartOffset: kafka.FirstOffset, // a group that is new has missed nothing
@@ -132,11 +136,13 @@ func (c *Consumer) consume(ctx context.Context) {
 		JoinGroupBackoff: 200 * time.Millisecond, // its default of 5 s is what a first start would wait
 		SessionTimeout:   c.cfg.SessionTimeout, HeartbeatInterval: c.cfg.SessionTimeout / 3, RebalanceTimeout: c.cfg.SessionTimeout,
 		ReadBackoffMin: 50 * time.Millisecond, ReadBackoffMax: time.Second,
-		ErrorLogger: kafka.LoggerFunc(c.readerLog),
+		ErrorLogger: kafka.LoggerFunc(c.readerLog), OffsetOutOfRangeError: true,
 	})
 	var watch sync.WaitGroup
 	watch.Go(func() { c.watchGroup(ctx, r) })
+	watch.Go(func() { c.watchEnds(ctx, r, end) })
 	defer watch.Wait()
+	defer end()
 	defer func() {
 		if err := r.Close(); err != nil {
 			c.cfg.Logger.Warn("alerts consumer did not leave its group", "error", err)
@@ -147,6 +153,11 @@ func (c *Consumer) consume(ctx context.Context) {
 		batch, err := c.fetch(ctx, r)
 		if len(batch) == 0 {
 			if ctx.Err() != nil {
+				return
+			}
+			if errors.Is(err, kafka.OffsetOutOfRange) {
+				c.rewind(ctx, r)
+				pause(ctx, retryMin)
 				return
 			}
 			c.say(slog.LevelWarn, "read", "alerts consumer cannot read", "error", err)
@@ -160,10 +171,14 @@ func (c *Consumer) consume(ctx context.Context) {
 		}
 		c.commit(ctx, r, batch)
 		c.noteLag(generation, batch)
+		if errors.Is(err, kafka.OffsetOutOfRange) {
+			c.rewind(ctx, r)
+			return
+		}
 	}
 }
 
-// fetch waits for a message and takes what comes within the linger.
+// fetch waits for a message and takes what comes within the linger. With a batch its error is nil, or OffsetOutOfRange, which does not come again.
 func (c *Consumer) fetch(ctx context.Context, r *kafka.Reader) ([]kafka.Message, error) {
 	m, err := r.FetchMessage(ctx)
 	if err != nil {
@@ -174,6 +189,9 @@ func (c *Consumer) fetch(ctx context.Context, r *kafka.Reader) ([]kafka.Message,
 	defer cancel()
 	for len(batch) < c.cfg.Batch {
 		m, err := r.FetchMessage(soon)
+		if errors.Is(err, kafka.OffsetOutOfRange) {
+			return batch, err
+		}
 		if err != nil {
 			break // the linger is over; a real error comes again
 		}
@@ -302,6 +320,9 @@ func (c *Consumer) current() int {
 func (c *Consumer) noteLag(generation int, batch []kafka.Message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, m := range batch {
+		c.next[m.Partition] = m.Offset + 1
+	}
 	if generation != c.generation {
 		return
 	}

@@ -372,6 +372,31 @@ func TestConsumerWaitsForItsTopic(t *testing.T) {
 	}
 }
 
+// A topic that is deleted while it is read stops nothing: it is said, and the topic is read again, from its beginning, once somebody has made it anew.
+func TestConsumerOutlivesItsTopic(t *testing.T) {
+	eachKafka(t, func(t *testing.T, s *stream) {
+		w := newWorld(t, SQLite)
+		consume(t, s, w.Store, &letters{}, prometheus.NewRegistry())
+		s.send(t, values(0, 9)...)
+		w.awaitCount(t, 9)
+		client := &kafka.Client{Addr: kafka.TCP(s.brokers...)}
+		deleted, err := client.DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{s.topic}})
+		if err != nil || deleted.Errors[s.topic] != nil {
+			t.Fatal(err, deleted)
+		}
+		eventually(t, "the topic is made anew", func() error {
+			made, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: s.topic, NumPartitions: 3, ReplicationFactor: 1}}})
+			if err != nil {
+				return err
+			}
+			return made.Errors[s.topic]
+		})
+		// Fewer than before: were the old offsets gone on from, none of these would be read.
+		s.send(t, values(9, 13)...)
+		w.awaitCount(t, 13)
+	})
+}
+
 // How far partitions are behind is forgotten when they are shared out anew, also by a batch that was begun before.
 func TestConsumerForgetsLag(t *testing.T) {
 	c := NewConsumer(ConsumerConfig{Logger: quiet()})

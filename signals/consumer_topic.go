@@ -107,3 +107,83 @@ func (c *Consumer) say(level slog.Level, sort, msg string, args ...any) {
 func (c *Consumer) readerLog(format string, a ...any) {
 	c.say(slog.LevelWarn, format, "alerts consumer: "+fmt.Sprintf(format, a...))
 }
+
+// watchEnds looks whether a partition ends before the place where its reader is: kafka-go would wait, without an error, until as much has been written again.
+// It must be so twice in a row, since a leader that is new may not know yet how far it may show its log.
+func (c *Consumer) watchEnds(ctx context.Context, r *kafka.Reader, end func()) {
+	found := false
+	for pause(ctx, lookTopicEvery) {
+		look, cancel := context.WithTimeout(ctx, lookTopicEvery)
+		back, err := c.pastTheEnd(look)
+		cancel()
+		if err == nil && len(back) > 0 && found {
+			c.rewind(ctx, r)
+			end()
+			return
+		}
+		found = err == nil && len(back) > 0
+	}
+}
+
+// rewind lets the group begin anew in partitions that end before the place where it left: the topic was deleted and made again, or a broker came back with
+// less than it had. What is read twice is stored once.
+func (c *Consumer) rewind(ctx context.Context, r *kafka.Reader) {
+	ctx, cancel := context.WithTimeout(ctx, lookTopicEvery)
+	defer cancel()
+	back, err := c.pastTheEnd(ctx)
+	if err == nil && len(back) > 0 {
+		err = r.CommitMessages(ctx, back...)
+	}
+	if err != nil {
+		c.say(slog.LevelWarn, "rewind", "the alerts consumer cannot go back to the beginning of its topic", "topic", c.cfg.Topic, "error", err)
+		return
+	}
+	c.cfg.Logger.Error("the topic of the alerts ends before the place where its consumer was, as if it had been deleted and made anew: it is read from its beginning; "+
+		"signals that were not read before are lost", "topic", c.cfg.Topic, "partitions", len(back))
+}
+
+// pastTheEnd returns, for each partition that ends before the group's offset, a message whose commit sets the group to its beginning.
+func (c *Consumer) pastTheEnd(ctx context.Context) ([]kafka.Message, error) {
+	transport := &kafka.Transport{}
+	defer transport.CloseIdleConnections()
+	if d := c.cfg.Dialer; d != nil {
+		transport.Dial, transport.TLS, transport.SASL = d.DialFunc, d.TLS, d.SASLMechanism
+	}
+	client := &kafka.Client{Addr: kafka.TCP(c.cfg.Brokers...), Transport: transport}
+	n, err := c.partitions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var numbers []int
+	var ends []kafka.OffsetRequest
+	for i := range n {
+		numbers, ends = append(numbers, i), append(ends, kafka.FirstOffsetOf(i), kafka.LastOffsetOf(i))
+	}
+	held, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{c.cfg.Topic: ends}})
+	if err != nil {
+		return nil, err
+	}
+	group, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.cfg.Group, Topics: map[string][]int{c.cfg.Topic: numbers}})
+	if err == nil {
+		err = group.Error
+	}
+	if err != nil {
+		return nil, err
+	}
+	at := map[int]int64{}
+	for _, p := range group.Topics[c.cfg.Topic] {
+		at[p.Partition] = p.CommittedOffset
+	}
+	c.mu.Lock()
+	for p, next := range c.next {
+		at[p] = max(at[p], next) // the offset that was committed goes with the topic
+	}
+	c.mu.Unlock()
+	var back []kafka.Message
+	for _, p := range held.Topics[c.cfg.Topic] {
+		if p.Error == nil && at[p.Partition] > p.LastOffset {
+			back = append(back, kafka.Message{Topic: c.cfg.Topic, Partition: p.Partition, Offset: p.FirstOffset - 1})
+		}
+	}
+	return back, nil
+}
