@@ -197,3 +197,77 @@ func (s *Store) fillBuckets(ctx context.Context, buckets []Bucket, query string,
 	}
 	return wrap("count alerts", rows.Err())
 }
+
+// RecountHours brings the whole hours of alert_hours from since to until to what alerts holds, and returns how many rows it set
+// right: they drift while a version of Sluice that does not write them runs beside this one. An org is one short transaction.
+func (s *Store) RecountHours(ctx context.Context, since, until time.Time) (int, error) {
+	from, to := milli(since)/hourMillis, milli(until)/hourMillis
+	orgs, err := s.orgsOfHours(ctx)
+	if err != nil {
+		return 0, err
+	}
+	mended := 0
+	for _, org := range orgs {
+		var drift hours
+		err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			if s.dialect == Postgres {
+				// Who else recounts would add the same difference again. SQLite has one writer.
+				if _, err := tx.ExecContext(ctx, `LOCK TABLE alert_hours IN SHARE UPDATE EXCLUSIVE MODE`); err != nil {
+					return wrap("recount hours", err)
+				}
+			}
+			var err error
+			if drift, err = driftOf(ctx, tx, org, from, to); err != nil {
+				return err
+			}
+			return drift.add(ctx, tx)
+		})
+		if err != nil {
+			return mended, err
+		}
+		mended += len(drift)
+	}
+	return mended, nil
+}
+
+// driftOf is what alert_hours lacks. One statement reads both tables, so that a difference is drift and no writer on its way; it is
+// then added, as writers add theirs, so that none of them waits or is undone.
+func driftOf(ctx context.Context, tx *sql.Tx, org string, from, to int64) (hours, error) {
+	const columns = `hour, severity, open, category, type, environment`
+	rows, err := tx.QueryContext(ctx, `SELECT `+columns+`, CAST(SUM(n) AS BIGINT) FROM (
+		SELECT detected_at / 3600000 AS hour, severity, open, category, type, environment, COUNT(*) AS n FROM alerts
+		WHERE org = $1 AND open IN (TRUE, FALSE) AND severity IN ('BLOCK', 'WARN', 'INFO') AND detected_at >= $2 AND detected_at < $3 GROUP BY 1, 2, 3, 4, 5, 6
+		UNION ALL SELECT `+columns+`, -n FROM alert_hours WHERE org = $1 AND hour >= $4 AND hour < $5
+		) AS counts GROUP BY `+columns+` HAVING SUM(n) <> 0`, org, from*hourMillis, to*hourMillis, from, to)
+	if err != nil {
+		return nil, wrap("recount hours", err)
+	}
+	defer rows.Close()
+	drift := hours{}
+	for rows.Next() {
+		k, n := hourKey{org: org}, int64(0)
+		if err := rows.Scan(&k.hour, &k.severity, &k.open, &k.category, &k.typ, &k.environment, &n); err != nil {
+			return nil, wrap("recount hours", err)
+		}
+		drift[k] = n
+	}
+	return drift, wrap("recount hours", rows.Err())
+}
+
+// orgsOfHours are the orgs that have alerts: counted ones, or some of the last day.
+func (s *Store) orgsOfHours(ctx context.Context) ([]string, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT org FROM alert_hours UNION SELECT org FROM alerts WHERE received_at >= $1`, milli(s.now().Add(-24*time.Hour)))
+	if err != nil {
+		return nil, wrap("read orgs with alerts", err)
+	}
+	defer rows.Close()
+	var orgs []string
+	for rows.Next() {
+		var org string
+		if err := rows.Scan(&org); err != nil {
+			return nil, wrap("read orgs with alerts", err)
+		}
+		orgs = append(orgs, org)
+	}
+	return orgs, wrap("read orgs with alerts", rows.Err())
+}

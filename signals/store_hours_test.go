@@ -131,3 +131,67 @@ func TestHoursAreTrue(t *testing.T) {
 		check()
 	})
 }
+
+// TestRecount lets a program that knows nothing of alert_hours store, resolve and remove alerts, while others that do are at work,
+// and several recount at once.
+func TestRecount(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		at := func(i int) *Event {
+			return event(i, func(e *Event) {
+				e.DetectedAt = received.Add(-time.Duration(i) * time.Hour / 4)
+				if i%5 == 0 {
+					e.Org = "rival"
+				}
+			})
+		}
+		for i := range 200 {
+			w.put(t, at(i))
+		}
+		before, _ := w.hoursByHand(t)
+		for _, q := range []string{
+			`DELETE FROM alert_hours WHERE org = 'rival'`, // an org of which only the program before has stored alerts
+			`UPDATE alerts SET open = FALSE WHERE id IN (SELECT id FROM alerts WHERE open = TRUE ORDER BY id LIMIT 50)`,
+			`DELETE FROM alerts WHERE id IN (SELECT id FROM alerts ORDER BY id DESC LIMIT 50)`,
+		} {
+			if _, err := w.db.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if kept, counted := w.hoursByHand(t); kept == counted || kept == before {
+			t.Fatal("nothing drifted")
+		}
+		var wg sync.WaitGroup
+		for part := range 3 {
+			wg.Go(func() {
+				if _, err := w.RecountHours(t.Context(), received.Add(-60*24*time.Hour), received.Add(24*time.Hour)); err != nil {
+					t.Error(err)
+				}
+			})
+			wg.Go(func() {
+				for i := range 20 {
+					w.put(t, at(1000+part*20+i))
+				}
+			})
+		}
+		wg.Wait()
+		if kept, counted := w.hoursByHand(t); kept != counted || counted == "" {
+			t.Fatalf("kept\n%s\ncounted\n%s", kept, counted)
+		}
+		if n, err := w.RecountHours(t.Context(), received.Add(-60*24*time.Hour), received.Add(24*time.Hour)); n != 0 || err != nil {
+			t.Errorf("set %d rows right again: %v", n, err)
+		}
+
+		// Retention does it by itself, the last day first and then those before.
+		if _, err := w.db.ExecContext(t.Context(), `UPDATE alert_hours SET n = n + 3`); err != nil {
+			t.Fatal(err)
+		}
+		for back := 1; back <= 12; back++ {
+			if _, err := recount(t.Context(), w.Store, back); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if kept, counted := w.hoursByHand(t); kept != counted {
+			t.Errorf("kept\n%s\ncounted\n%s", kept, counted)
+		}
+	})
+}
