@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/signals"
@@ -38,6 +40,7 @@ type APIConfig struct {
 	Registerer   prometheus.Registerer        // nil: no metrics
 	SignalTypes  func() []signals.SignalType  // nil: the taxonomy in code
 	ClientIP     func(r *http.Request) string // nil: the address that the connection came from
+	Tracer       trace.Tracer                 // nil: no spans
 	Via          string                       // how the audit names this way in; "": api
 	ConfirmWait  time.Duration                // how long a revocation waits for the edges; 0: 2 s
 	Scope        ScopeJudge                   // the zero value: nothing is judged
@@ -174,7 +177,7 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, route Route, st *re
 	if route.Public {
 		return route.Handle(w, r, auth.Admin{})
 	}
-	admin, err := a.cfg.Authenticate(r)
+	admin, err := a.authenticate(r)
 	if err != nil {
 		return err
 	}
@@ -218,6 +221,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	st := &requestState{id: requestID(r), route: "none"}
 	r = r.WithContext(context.WithValue(r.Context(), requestStateKey{}, st))
 	out := &countingWriter{ResponseWriter: w}
+	if a.cfg.Tracer != nil {
+		ctx, span := a.cfg.Tracer.Start(propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header)), "admin", trace.WithSpanKind(trace.SpanKindServer))
+		r = r.WithContext(ctx)
+		defer func() { endSpan(span, r, st, out) }()
+	}
 	h := out.Header()
 	h.Set("X-Request-Id", st.id)
 	h.Set("Cache-Control", "no-store")

@@ -26,10 +26,12 @@ func (c *Chain) Authenticate(ctx context.Context, cred Credentials, remote netip
 		}
 	}
 	c.metrics.l1Miss.Inc()
-	e, err := c.lookUp(ctx, flightKey{id: id, hash: cred.Key.Hash}, remote)
+	e, tier, err := c.lookUp(ctx, flightKey{id: id, hash: cred.Key.Hash}, remote)
 	switch {
 	case err == nil:
-		return c.judge(e, &cred, remote, now)
+		found, err := c.judge(e, &cred, remote, now)
+		found.tier = tier
+		return found, err
 	case errors.Is(err, ErrNoKey):
 		return Identity{}, c.refuse(Refusal{Reason: Unknown, Prefix: id.String(), Remote: remote})
 	}
@@ -111,12 +113,12 @@ func (c *Chain) noteStale(now int64) {
 	c.metrics.staleServed.Inc()
 }
 
-// lookUp asks the tiers behind L1, one flight for each key. The entry it returns is not behind, whenever its flight began.
-func (c *Chain) lookUp(ctx context.Context, k flightKey, remote netip.Addr) (*entry, error) {
+// lookUp asks the tiers behind L1, one flight for each key, and says which of them answered. The entry it returns is not behind, whenever its flight began.
+func (c *Chain) lookUp(ctx context.Context, k flightKey, remote netip.Addr) (*entry, string, error) {
 	now := c.clock()
 	if m, ok := c.misses.GetIfPresent(k.id); ok && now-m.at <= int64(c.cfg.Bounds.MissTTL) && m.version >= c.recent.version(k.id) {
 		c.metrics.missHit.Inc()
-		return nil, ErrNoKey
+		return nil, "", ErrNoKey
 	}
 	timer := time.NewTimer(c.cfg.Bounds.Answer + c.cfg.Bounds.Redis)
 	defer timer.Stop()
@@ -126,7 +128,7 @@ func (c *Chain) lookUp(ctx context.Context, k flightKey, remote netip.Addr) (*en
 		switch {
 		case !flew:
 			c.metrics.overFlights.Inc()
-			return nil, errOverSlots
+			return nil, "", errOverSlots
 		case leader:
 			go c.fly(f, k, remote)
 		default:
@@ -135,22 +137,22 @@ func (c *Chain) lookUp(ctx context.Context, k flightKey, remote netip.Addr) (*en
 		select {
 		case <-f.done:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, "", context.Cause(ctx)
 		case <-timer.C:
-			return nil, context.DeadlineExceeded
+			return nil, "", context.DeadlineExceeded
 		}
 		switch {
 		case f.err == nil && !c.behind(k.id, f.entry):
-			return f.entry, nil
+			return f.entry, f.tier, nil
 		case f.err == nil && !f.entry.rec.RevokedAt.IsZero():
-			return f.entry, nil // older than what is known, but revoked already
+			return f.entry, f.tier, nil // older than what is known, but revoked already
 		case f.err == nil:
 			err = errBehind // the key changed after the flight's last look: a new flight sees it
 		case errors.Is(f.err, errOverSource) && !leader:
 			err = f.err // somebody else's address was over its budget, not this one
 		default:
-			return nil, f.err
+			return nil, "", f.err
 		}
 	}
-	return nil, err
+	return nil, "", err
 }

@@ -26,6 +26,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -137,7 +138,11 @@ type Identity struct {
 	*Principal
 	state *keyState
 	chain *Chain
+	tier  string
 }
+
+// Tier is what answered for the key: l1, redis, postgres, or stale where the tiers behind could not be asked.
+func (id Identity) Tier() string { return cmp.Or(id.tier, "l1") }
 
 // NewChain makes a chain. It asks nobody; call Run to keep it current. Without Run it is safe, but asks Truth about each key
 // every 10 s.

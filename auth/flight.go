@@ -22,6 +22,7 @@ type flightKey struct {
 type flight struct {
 	done  chan struct{} // closed when the fields below are set
 	entry *entry        // not nil unless err is
+	tier  string        // what answered; see Identity.Tier
 	err   error
 }
 
@@ -50,7 +51,13 @@ func (c *Chain) fly(f *flight, k flightKey, remote netip.Addr) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.Bounds.Answer)
 	defer cancel()
 	e, news, err := c.fill(ctx, k, remote)
-	f.entry, f.err = e, err
+	f.entry, f.err, f.tier = e, err, "redis"
+	switch {
+	case err == nil && news:
+		f.tier = "postgres"
+	case err == nil && e.grace != 0:
+		f.tier = "stale"
+	}
 	c.flights.mu.Lock()
 	delete(c.flights.m, k) // before done, so that whoever finds the entry behind begins a new one
 	c.flights.mu.Unlock()

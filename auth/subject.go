@@ -148,7 +148,7 @@ func (c *Chain) principal(ctx context.Context, id PublicID) (*Principal, error) 
 	e, ok := c.l1.GetIfPresent(id)
 	if !ok || !c.servable(k, e, c.clock(), netip.Addr{}) {
 		var err error
-		e, err = c.lookUp(ctx, k, netip.Addr{})
+		e, _, err = c.lookUp(ctx, k, netip.Addr{})
 		if err != nil {
 			return nil, err
 		}

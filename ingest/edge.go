@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/ingest/otlp"
@@ -46,6 +48,7 @@ type EdgeConfig struct {
 
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger
+	Tracer     trace.Tracer // nil: no spans, at no cost
 }
 
 // Topics are the names of the topics that the edge writes to.
@@ -110,6 +113,8 @@ type request struct {
 	idempotencyKey  []byte
 	event           signals.BinaryEvent // not nil: a CloudEvent in binary mode
 	userAgent       []byte
+	traceparent     []byte     // only where there is a tracer
+	span            trace.Span // nil: not recorded
 	remote          netip.Addr
 	received        time.Time // when the last byte of the body was here; until then, when its headers were
 
@@ -164,6 +169,9 @@ const paths = "POST /v1/logs, /v1/traces, /v1/metrics (OTLP) and /v1/signals; GE
 // serve answers one request and counts it. A panic becomes a counted 500: one request's bug must not take down the others. The log has the
 // stack, not the request.
 func (e *Edge) serve(ctx context.Context, r *request) response {
+	if e.cfg.Tracer != nil {
+		ctx = e.begin(ctx, r)
+	}
 	var res response
 	func() {
 		defer func() {
@@ -176,6 +184,9 @@ func (e *Edge) serve(ctx context.Context, r *request) response {
 		rt, res0 := e.answer(ctx, r)
 		res = e.count(rt, r, res0)
 	}()
+	if r.span != nil {
+		r.finish(&res)
+	}
 	return res
 }
 
@@ -332,7 +343,15 @@ func (e *Edge) authenticate(ctx context.Context, r *request) (auth.Identity, *re
 	if r.ambiguous {
 		return auth.Identity{}, &refused{code: 401, reason: ambiguousKey, detail: "The key was sent more than once, with different values. Send one."}
 	}
+	_, span := childSpan(ctx, "auth")
 	id, err := e.cfg.Chain.AuthenticateHeaders(ctx, r.key, r.authorization, r.remote) // within a second, as it promises
+	if span != nil {
+		if err == nil {
+			span.SetAttributes(attribute.String("sluice.auth.tier", id.Tier()))
+			r.span.SetAttributes(attribute.String("sluice.org", id.Org))
+		}
+		span.End()
+	}
 	if err == nil {
 		r.admitted = time.Since(r.received)
 		return id, nil

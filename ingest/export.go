@@ -8,6 +8,9 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/ingest/otlp"
 	"flowstate.inc/sluice/ingest/spool"
@@ -83,8 +86,14 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	if len(f.raised) == 0 {
 		return nil
 	}
+	request := trace.SpanFromContext(ctx)
 	ctx, decided := e.deciding(ctx, p)
 	defer decided()
+	ctx, span := childSpan(ctx, "decide")
+	if span != nil {
+		span.SetAttributes(attribute.Int("sluice.signals", len(f.raised)))
+		defer span.End()
+	}
 	for i := range f.raised {
 		v := e.cfg.Decider.Decide(ctx, p, &f.raised[i], received)
 		if v.Outcome == signals.Unavailable {
@@ -92,6 +101,7 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 			t.add(rt.kind, signals.Unavailable, v.Reason, result.Records)
 			t.add(kindSignals, signals.Unavailable, v.Reason, result.Signals)
 			e.settle(id, &t)
+			traceRecords(request, &t)
 			return subjectUnknown(f.raised[i].Index)
 		}
 		if e.addVerdict(b, &v, f.raised[i].Index) && f.raised[i].Warning != "" {
@@ -179,6 +189,7 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 		}
 		b.tally.unavailable(reason) // also what was filtered or invalid: the sender hears of nothing but "later"
 		e.settle(id, &b.tally)
+		traceRecords(r.span, &b.tally)
 		return fail
 	}
 	for _, d := range b.ended {
@@ -189,6 +200,7 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 		b.tally.add(d.kind, signals.Accepted, where, d.records)
 	}
 	e.settle(id, &b.tally)
+	traceRecords(r.span, &b.tally)
 	for i := range b.filtered {
 		e.cfg.Drops.Count(id.Org, &b.filtered[i].verdict, int64(b.filtered[i].n), r.received)
 	}

@@ -131,6 +131,9 @@ func (s *GRPCServer) handle(w http.ResponseWriter, q *http.Request) {
 		grpc:      true,
 		length:    -1,
 	}
+	if s.cfg.Edge.cfg.Tracer != nil {
+		r.traceparent = []byte(q.Header.Get("Traceparent"))
+	}
 	var twice bool
 	r.key, twice = singleString(q.Header["X-Flowstate-Key"])
 	r.ambiguous = twice

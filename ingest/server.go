@@ -129,6 +129,9 @@ func (s *Server) request(ctx *fasthttp.RequestCtx, r *request) {
 		length:         max(h.ContentLength(), -1), // -2 is none, of which there is no stream
 		answer:         r.answer,
 	}
+	if s.cfg.Edge.cfg.Tracer != nil {
+		r.traceparent = h.Peek("Traceparent")
+	}
 	var twice bool
 	r.key, twice = single(h.PeekAll("X-Flowstate-Key"))
 	r.ambiguous = twice

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/signals"
 )
@@ -54,12 +56,18 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 	answer := signalsAnswer{Filtered: []filteredItem{}, Invalid: []invalidItem{}}
 	deciding, decided := e.deciding(ctx, id.Principal)
 	defer decided()
+	deciding, span := childSpan(deciding, "decide")
+	if span != nil {
+		span.SetAttributes(attribute.Int("sluice.signals", len(raised)))
+		defer span.End() // for the early answer; the first end counts
+	}
 	for i := range raised {
 		v := e.cfg.Decider.Decide(deciding, id.Principal, &raised[i], r.received)
 		if v.Outcome == signals.Unavailable {
 			var t tally
 			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
 			e.settle(id, &t)
+			traceRecords(r.span, &t)
 			e.done(b)
 			return e.refuse(r, rt, *subjectUnknown(i))
 		}
@@ -71,6 +79,9 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 		default:
 			answer.Invalid = append(answer.Invalid, invalidItem{i, v.Reason, v.Detail})
 		}
+	}
+	if span != nil {
+		span.End()
 	}
 	c.release()
 	if fail := e.forward(ctx, b, id, r); fail != nil {

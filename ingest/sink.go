@@ -104,14 +104,20 @@ func (s *Sink) deliver(ctx context.Context, deadline time.Time, key string, mess
 		return fmt.Errorf("%w for this key", ErrOverloaded)
 	}
 	defer s.end(key, bytes)
-	err := s.toKafka(ctx, deadline, messages, fates)
-	if err == nil && !slices.Contains(fates, notKept) {
+	sending, span := childSpan(ctx, "produce")
+	err := s.toKafka(sending, deadline, messages, fates)
+	kept := err == nil && !slices.Contains(fates, notKept)
+	endDelivery(span, len(messages), !kept)
+	if kept {
 		return nil
 	}
 	if errors.Is(err, ErrOverloaded) || s.cfg.Spool == nil {
 		return err
 	}
-	return s.toSpool(ctx, messages, fates, err)
+	ctx, span = childSpan(ctx, "spool")
+	err = s.toSpool(ctx, messages, fates, err)
+	endDelivery(span, len(messages), err != nil)
+	return err
 }
 
 func (s *Sink) begin(key string, bytes int64) bool {

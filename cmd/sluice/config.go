@@ -50,6 +50,7 @@ type config struct {
 	logLevel, logFormat                               string
 	spool                                             spoolConfig
 	judge                                             judgeConfig
+	trace                                             traceConfig
 }
 
 // topics are the names of the Kafka topics, each configurable.
@@ -123,6 +124,7 @@ func (c *config) serverFlags(f *pflag.FlagSet) {
 	f.StringToStringVar(&c.severityCaps, "severity-caps", nil, "highest severity by environment (default production=BLOCK,staging=WARN,development=INFO)")
 	f.DurationVar(&c.alertsRetention, "alerts-retention", 400*24*time.Hour, "how long alerts are kept (0: for ever)")
 	f.DurationVar(&c.auditRetention, "audit-retention", 0, "how long rows of the audit log are kept (0: for ever)")
+	c.trace.flags(f)
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "auto", "json, text, or auto: text on a terminal")
 }
@@ -173,7 +175,7 @@ func (c *config) check() error {
 		wrong("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
 	}
 	errs = append(errs, c.spool.check())
-	errs = append(errs, c.judge.check())
+	errs = append(errs, c.judge.check(), c.trace.check())
 	if c.maxConnections <= 0 || c.maxBodyBytes < 4*int64(max(c.maxRequestBytes, c.maxDecodedBytes)) {
 		wrong("--max-connections must be positive, and --max-body-bytes at least 4 times --max-request-bytes and --max-decoded-bytes")
 	}

@@ -60,6 +60,7 @@ var settingGroups = []settingGroup{
 		{"signal-types-file", everyRole}, {"severity-caps", everyRole}, {"alerts-group", "alerts"}, {"alerts-retention", "alerts"}, {"audit-retention", "admin"},
 	}},
 	{"Logs", "To standard error, by `log/slog`.", []settingUse{{"log-level", everyRole}, {"log-format", everyRole}}},
+	{"Tracing of Sluice itself", "Off without `trace-endpoint`. [tracing.md](tracing.md) says what a trace holds.", []settingUse{{"trace-endpoint", "edge, admin"}, {"trace-sample", "edge, admin"}}},
 	{"sluice dev", "", []settingUse{{"data-dir", "dev, CLI"}, {"kafka-addr", "dev"}}},
 }
 

@@ -117,6 +117,7 @@ func labelValues(t *testing.T) map[string]string {
 		"sluice_scope_tokens_total direction":         "`in`, `out`",
 		"sluice_scope_verdicts_total verdict":         listed([]string{"in", "out", "unsure", "abstained"}),
 		"sluice_scope_verdicts_total why":             "why there is no verdict, or an unsure one; empty else",
+		"sluice_trace_spans_total outcome":            "`exported`, `failed`, `dropped`",
 		"sluice_kafka_topic_problems severity":        "`fatal`, `warning`",
 	}
 }

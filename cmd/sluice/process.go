@@ -15,7 +15,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +49,7 @@ type process struct {
 	consumer *signals.Consumer
 	scope    scopeParts            // its store is given, the rest is wired
 	redis    redis.UniversalClient // nil: none
+	tracing  *tracing              // nil: none
 	wake     <-chan struct{}       // key_changes has moved
 
 	chain      *auth.Chain
@@ -112,6 +112,7 @@ func (p *process) wire() error {
 		needed bool
 		build  func() error
 	}{
+		{true, p.wireTracing},
 		{p.runs(roleEdge), p.wireChain},
 		{true, p.wireSignals},
 		{p.runs(roleEdge) || p.runs(roleAlerts) || p.judges(), p.wireProducer},
@@ -168,6 +169,7 @@ func (p *process) wireEdge() error {
 		Chain: p.chain, Producer: p.producer, Sink: p.durable.sink, Decider: p.signals.decider, Drops: p.signals.drops,
 		Topics:          ingest.Topics{Logs: t.logs, Spans: t.spans, Metrics: t.metrics, Signals: t.signals},
 		MaxRequestBytes: p.cfg.maxRequestBytes, MaxDecodedBytes: p.cfg.maxDecodedBytes, MaxBodyBytes: p.cfg.maxBodyBytes, Registerer: p.reg, Logger: p.log,
+		Tracer: p.tracing.tracer("ingest"),
 	})
 	proxies, err := p.cfg.proxies()
 	if err != nil {
@@ -202,7 +204,7 @@ func (p *process) wireAdmin() error {
 		Account: account, AccountByName: byName, ClientIP: from,
 	})
 	api := accounts.NewAPI(accounts.APIConfig{
-		Store: p.store, Authenticate: p.store.AuthenticateRequest, Logger: p.log, Registerer: p.reg, ClientIP: from,
+		Store: p.store, Authenticate: p.store.AuthenticateRequest, Logger: p.log, Registerer: p.reg, ClientIP: from, Tracer: p.tracing.tracer("accounts"),
 		Scope:       accounts.ScopeJudge{Store: p.scope.store, Assessor: p.scope.assessor},
 		SignalTypes: p.signals.taxonomy.Types, Routes: p.signalRoutes(alerts), OpenAPI: [][]byte{signals.OpenAPI},
 	})
@@ -235,17 +237,6 @@ func (p *process) wireAdmin() error {
 	p.admin = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	return nil
-}
-
-// clientIP is where an admin's request came from: the connection's address, or what a trusted proxy says it is.
-func clientIP(proxies []netip.Prefix) func(*http.Request) string {
-	return func(r *http.Request) string {
-		ap, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil {
-			return ""
-		}
-		return ingest.ClientAddr(ap.Addr(), strings.Join(r.Header.Values("X-Forwarded-For"), ","), proxies).String()
-	}
 }
 
 // run serves until ctx ends, then stops in order: no new requests, what was taken is finished and acknowledged, the stamps are written.
@@ -337,6 +328,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	if p.producer != nil {
 		errs = append(errs, p.durable.finish(stop, p.producer, p.cfg.spool.dir, p.log))
 	}
+	p.tracing.stop(stop)
 	errs = append(errs, wrapErr("stop ops", p.ops.Shutdown(stop)))
 	_ = servers.Wait() // its error came by failed
 	return cmp.Or(errors.Join(errs...), p.durable.left)

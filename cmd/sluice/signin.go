@@ -3,11 +3,13 @@ package main
 import (
 	"errors"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 
 	"flowstate.inc/sluice/accounts/console"
 	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/ingest"
 )
 
 const (
@@ -86,4 +88,15 @@ func (p *process) wireSignIn(mux *http.ServeMux, pages *console.Console, o *auth
 		}
 		http.Redirect(w, r, console.LocalPath(next), http.StatusSeeOther)
 	})
+}
+
+// clientIP is where an admin's request came from: the connection's address, or what a trusted proxy says it is.
+func clientIP(proxies []netip.Prefix) func(*http.Request) string {
+	return func(r *http.Request) string {
+		ap, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil {
+			return ""
+		}
+		return ingest.ClientAddr(ap.Addr(), strings.Join(r.Header.Values("X-Forwarded-For"), ","), proxies).String()
+	}
 }
