@@ -7,7 +7,7 @@ import (
 
 // leastWords is how many different words that say something a scope must have to be judged by; of scripts that do not part their words, leastLetters.
 const (
-	leastWords   = 4
+	leastWords   = 2
 	leastLetters = 10
 )
 
@@ -44,7 +44,7 @@ func wordSet(s string) map[string]bool {
 	return set
 }
 
-// Vague says whether a scope is too little to judge by. The rule: it needs four different words of three letters or more that are neither grammar nor
+// Vague says whether a scope is too little to judge by. The rule: it needs two different words of three letters or more that are neither grammar nor
 // words under which everything falls ("anything", "helpful assistant", "tasks"); in scripts without spaces, ten letters.
 func Vague(scope string) Vagueness {
 	if strings.TrimSpace(scope) == "" {
