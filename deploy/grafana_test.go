@@ -279,10 +279,4 @@ func TestQueriesNameMetrics(t *testing.T) {
 			t.Errorf("%s is recorded, and nobody asks for it", name)
 		}
 	}
-	for name := range known {
-		base := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(name, "")
-		if strings.HasPrefix(name, "sluice_") && !used[name] && !used[base+"_bucket"] && !used[base+"_count"] {
-			t.Errorf("%s is on no dashboard and in no rule", name)
-		}
-	}
 }
