@@ -349,7 +349,13 @@ func cmdProduce(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	ts.Check(w.WriteMessages(ctx, m))
+	// A topic made a moment ago is unknown to whoever asked the broker before.
+	var err error
+	until(20*time.Second, ctx.Done(), func() bool {
+		err = w.WriteMessages(ctx, m)
+		return !errors.Is(err, kafka.UnknownTopicOrPartition)
+	})
+	ts.Check(err)
 	ts.Check(w.Close())
 }
 
