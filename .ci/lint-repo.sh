@@ -32,6 +32,6 @@ if ! tidy=$(go mod tidy -diff); then
   failed=1
 fi
 
-offence "a shell script with a syntax error" "$(git ls-files '*.sh' .ci/run | while read -r script; do bash -n "$script" 2>&1; done)"
+offence "a shell script with a syntax error" "$(git ls-files '*.sh' .ci/run .ci/full | while read -r script; do bash -n "$script" 2>&1; done)"
 
 exit $failed

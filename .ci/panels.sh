@@ -36,7 +36,7 @@ awaiting() { # WHAT COMMAND…: until it succeeds, for two minutes, or until wha
 sluice=${SLUICE:-$work/sluice}
 if [ -z "${SLUICE:-}" ]; then go build -o "$sluice" ./cmd/sluice; fi
 prometheus=${PROMETHEUS:-$work/prometheus}
-if [ -z "${PROMETHEUS:-}" ]; then (cd deploy/tools/prometheus && go build -o "$prometheus" github.com/prometheus/prometheus/cmd/prometheus); fi
+if [ -z "${PROMETHEUS:-}" ]; then (cd deploy/tools/prometheus && go build -tags remove_all_sd -o "$prometheus" github.com/prometheus/prometheus/cmd/prometheus); fi
 services start >/dev/null
 # shellcheck disable=SC1091
 . "$work/services/env"

@@ -426,6 +426,11 @@ func secretFile(t *testing.T, path, what string) {
 		content = "redis://:s3cret@redis:6379/0"
 	case "signal-types":
 		content = `{"add":[]}`
+	case "kafka-tls", "tls":
+		var err error
+		if content, err = certificate(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
