@@ -197,12 +197,12 @@ func NewProducer(cfg ProducerConfig) (*Producer, error) {
 //
 // Produce owns msgs, the slice and all bytes in it, from here on: they must not be changed, not even after it has returned.
 func (p *Producer) Produce(ctx context.Context, msgs []Message) error {
-	return p.produce(ctx, time.Time{}, msgs)
+	return p.produce(ctx, time.Time{}, nil, msgs)
 }
 
 // produce is Produce with a deadline for the wait, unless it is zero. It costs no timer beside that of Timeout. Of a message with a lease it holds the
-// lease until the attempt has ended, and the list of messages must be the lease's too, or nobody's.
-func (p *Producer) produce(ctx context.Context, deadline time.Time, msgs []Message) error {
+// lease until the attempt has ended, and the list of messages must be the lease's too, or nobody's. use has the bytes of attempts that go on when it returns.
+func (p *Producer) produce(ctx context.Context, deadline time.Time, use *keyUse, msgs []Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
@@ -220,6 +220,7 @@ func (p *Producer) produce(ctx context.Context, deadline time.Time, msgs []Messa
 		}
 	}
 	c := p.newCall(len(msgs), now, wait)
+	c.use = use
 	if err := p.route(ctx, c, msgs); err != nil {
 		p.recycle(c)
 		return err

@@ -37,9 +37,11 @@ type produceCall struct {
 	parts    []*kafkaPartition
 
 	pending int   // messages not yet decided
+	bytes   int64 // theirs
 	sent    bool  // an attempt was begun for one of them
 	written bool  // one of them is acknowledged, or may be in Kafka all the same
 	left    bool  // nobody waits any more
+	use     *keyUse
 	err     error // the first failure
 	large   []int // messages that are too large
 	invalid []int // messages that the broker will not have for what they are
@@ -195,6 +197,7 @@ func (p *Producer) leave(c *produceCall, kind ErrorKind, cause error) error {
 	}
 	defer p.mu.Unlock()
 	c.left = true
+	c.use.add(c.bytes)
 	if c.err != nil {
 		return c.result()
 	}
@@ -234,7 +237,7 @@ func (p *Producer) enqueue(c *produceCall, msgs []Message) error {
 	p.inFlight.Add(bytes)
 	p.queued.Add(int64(len(msgs)))
 	p.open += len(msgs)
-	c.pending = len(msgs)
+	c.pending, c.bytes = len(msgs), bytes
 	for i := range msgs {
 		part := c.parts[i]
 		msgs[i].lease.hold()
@@ -372,7 +375,12 @@ func (p *Producer) decide(e *produceEntry, err error) {
 	if ua, ok := err.(*UnavailableError); err == nil || ok && ua.MaybeWritten {
 		c.written = true
 	}
-	p.inFlight.Add(-int64(e.size + entryOverhead))
+	bytes := int64(e.size + entryOverhead)
+	p.inFlight.Add(-bytes)
+	c.bytes -= bytes
+	if c.left {
+		c.use.add(-bytes)
+	}
 	e.msg.lease.release()
 	p.open--
 	if p.open == 0 && p.isClosing() {

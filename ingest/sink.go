@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"flowstate.inc/sluice/ingest/spool"
@@ -21,8 +23,8 @@ type SinkConfig struct {
 	// SpoolTimeout is the longest that a message waits for the disk; 1 s.
 	SpoolTimeout time.Duration
 
-	// MaxKeyBytes bounds what may be under way for one key, so that one sender cannot use up what all share. Above it deliver answers ErrOverloaded
-	// at once. A quarter of the producer's limit unless said.
+	// MaxKeyBytes bounds what may be under way for one key, so that one sender cannot use up what all share: what waits, and attempts that go on although
+	// nobody waits for them. Above it deliver answers ErrOverloaded at once. A quarter of the producer's limit unless said.
 	MaxKeyBytes int64
 
 	// ReplayBytesPerSecond bounds what the drain sends beside live traffic; 32 MiB. It has one batch of at most 1 MiB under way at a time.
@@ -49,9 +51,11 @@ type Sink struct {
 	breakers *breakers
 	metrics  *sinkMetrics
 
-	mu     sync.Mutex
-	byKey  map[string]int64 // bytes under way
-	drains sync.Mutex       // one drain at a time
+	waiting atomic.Int64 // bytes of all calls of deliver
+	mu      sync.Mutex
+	byKey   map[string]*keyUse
+	sweepAt int        // how many keys byKey may have before those with nothing under way are looked for
+	drains  sync.Mutex // one drain at a time
 }
 
 // NewSink returns a sink that is ready to deliver. What is in the spool already is sent by Drain.
@@ -68,7 +72,7 @@ func NewSink(cfg SinkConfig) *Sink {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Sink{cfg: cfg, producer: cfg.Producer, log: cfg.Logger, said: newLogLimiter(time.Minute), breakers: newBreakers(), byKey: map[string]int64{}}
+	s := &Sink{cfg: cfg, producer: cfg.Producer, log: cfg.Logger, said: newLogLimiter(time.Minute), breakers: newBreakers(), byKey: map[string]*keyUse{}, sweepAt: leastSweep}
 	s.metrics = newSinkMetrics(s, cfg.Registerer)
 	return s
 }
@@ -99,13 +103,16 @@ func (s *Sink) deliver(ctx context.Context, deadline time.Time, key string, mess
 	for i := range messages {
 		bytes += int64(recordSize(&messages[i]) + entryOverhead)
 	}
-	if !s.begin(key, bytes) {
-		s.metrics.keyOverloads.Inc()
-		return fmt.Errorf("%w for this key", ErrOverloaded)
+	use, err := s.begin(key, len(messages), bytes)
+	if err != nil {
+		return err
 	}
-	defer s.end(key, bytes)
+	defer func() {
+		s.waiting.Add(-bytes)
+		use.add(-bytes)
+	}()
 	sending, span := childSpan(ctx, "produce")
-	err := s.toKafka(sending, deadline, messages, fates)
+	err = s.toKafka(sending, deadline, use, messages, fates)
 	kept := err == nil && !slices.Contains(fates, notKept)
 	endDelivery(span, len(messages), !kept)
 	if kept {
@@ -120,35 +127,52 @@ func (s *Sink) deliver(ctx context.Context, deadline time.Time, key string, mess
 	return err
 }
 
-func (s *Sink) begin(key string, bytes int64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := s.byKey[key]
-	if n > 0 && n+bytes > s.cfg.MaxKeyBytes {
-		return false
+// A keyUse is what is under way for one key: the bytes of its calls of deliver, and of attempts whose call has left without their end.
+type keyUse struct{ bytes atomic.Int64 }
+
+// add may be called on nil, which is nobody's.
+func (u *keyUse) add(n int64) {
+	if u != nil {
+		u.bytes.Add(n)
 	}
-	s.byKey[key] = n + bytes
-	return true
 }
 
-func (s *Sink) end(key string, bytes int64) {
+const leastSweep = 1024
+
+// begin counts bytes against the key and against all, which bounds what waits for the leaders or the disk too.
+func (s *Sink) begin(key string, messages int, bytes int64) (*keyUse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := s.byKey[key] - bytes; n > 0 {
-		s.byKey[key] = n
-	} else {
-		delete(s.byKey, key)
+	if n := s.waiting.Load(); n > 0 && n+bytes > s.producer.cfg.MaxInFlightBytes {
+		s.producer.metrics.failed(KindOverloaded, messages)
+		return nil, ErrOverloaded
 	}
+	use := s.byKey[key]
+	if use == nil {
+		if len(s.byKey) >= s.sweepAt {
+			maps.DeleteFunc(s.byKey, func(_ string, u *keyUse) bool { return u.bytes.Load() == 0 }) // it grows only here
+			s.sweepAt = max(leastSweep, 2*len(s.byKey))
+		}
+		use = &keyUse{}
+		s.byKey[key] = use
+	}
+	if n := use.bytes.Load(); n > 0 && n+bytes > s.cfg.MaxKeyBytes {
+		s.metrics.keyOverloads.Inc()
+		return nil, fmt.Errorf("%w for this key", ErrOverloaded)
+	}
+	use.add(bytes)
+	s.waiting.Add(bytes)
+	return use, nil
 }
 
 // toKafka sends what may be sent, each partition's messages by a call of their own, so that an error is about one partition. It returns the first error.
-func (s *Sink) toKafka(ctx context.Context, deadline time.Time, messages []Message, fates []fate) error {
+func (s *Sink) toKafka(ctx context.Context, deadline time.Time, use *keyUse, messages []Message, fates []fate) error {
 	if len(messages) == 1 {
-		return s.toPartition(ctx, deadline, s.producer.partitionOf(messages[0].Topic, messages[0].Key), messages, fates)
+		return s.toPartition(ctx, deadline, use, s.producer.partitionOf(messages[0].Topic, messages[0].Key), messages, fates)
 	}
 	groups := s.producer.groupByPartition(messages)
 	if len(groups) == 1 {
-		return s.toPartition(ctx, deadline, groups[0].partition, messages, fates)
+		return s.toPartition(ctx, deadline, use, groups[0].partition, messages, fates)
 	}
 	errs := make([]error, len(groups))
 	var wg sync.WaitGroup
@@ -158,7 +182,7 @@ func (s *Sink) toKafka(ctx context.Context, deadline time.Time, messages []Messa
 			for j, at := range g.places {
 				sent[j] = messages[at]
 			}
-			errs[i] = s.toPartition(ctx, deadline, g.partition, sent, theirs)
+			errs[i] = s.toPartition(ctx, deadline, use, g.partition, sent, theirs)
 			for j, at := range g.places { // the groups have different places
 				fates[at] = theirs[j]
 			}
@@ -174,7 +198,7 @@ func (s *Sink) toKafka(ctx context.Context, deadline time.Time, messages []Messa
 }
 
 // toPartition sends messages of one partition, unless it is known to be sick.
-func (s *Sink) toPartition(ctx context.Context, deadline time.Time, part partitionID, messages []Message, fates []fate) error {
+func (s *Sink) toPartition(ctx context.Context, deadline time.Time, use *keyUse, part partitionID, messages []Message, fates []fate) error {
 	probe := false
 	if s.cfg.Spool != nil {
 		if s.breakers.sick(part) && s.producer.Healthy() != nil {
@@ -186,7 +210,7 @@ func (s *Sink) toPartition(ctx context.Context, deadline time.Time, part partiti
 		}
 	}
 	began := time.Now()
-	err := s.producer.produce(ctx, deadline, messages)
+	err := s.producer.produce(ctx, deadline, use, messages)
 	if err == nil {
 		for i := range fates {
 			fates[i] = inKafka
@@ -207,7 +231,7 @@ func (s *Sink) toPartition(ctx context.Context, deadline time.Time, part partiti
 			s.breakers.inconclusive(part, probe)
 			return nil
 		}
-		err = s.producer.produce(ctx, deadline, rest)
+		err = s.producer.produce(ctx, deadline, use, rest)
 		sent, _ = readResult(err, len(rest))
 		for i := range fates {
 			if fates[i] != neverFits {

@@ -342,7 +342,7 @@ func TestSinkOverloadedKey(t *testing.T) {
 		_, err := deliver(s, context.Background(), "fsk_hog", big)
 		done <- err
 	}()
-	eventually(t, "it is under way", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.byKey["fsk_hog"] > 0 })
+	eventually(t, "it is under way", func() bool { return s.underWay("fsk_hog") > 0 })
 	if _, err := deliver(s, t.Context(), "fsk_hog", big); !errors.Is(err, ErrOverloaded) || unavailable(err).reason != overloaded {
 		t.Errorf("the second of the key: %v", err)
 	}
@@ -352,10 +352,106 @@ func TestSinkOverloadedKey(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+	eventually(t, "its attempt is over", func() bool { return s.underWay("fsk_hog") == 0 })
 	if _, err := deliver(s, t.Context(), "fsk_hog", big); err != nil {
 		t.Errorf("when it was over: %v", err)
 	}
 	f.frozen[0].Store(false)
+}
+
+func (s *Sink) underWay(key string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if use := s.byKey[key]; use != nil {
+		return use.bytes.Load()
+	}
+	return 0
+}
+
+// Who leaves before the attempt ends does not get the key's bytes back.
+func TestSinkKeyOutlivesItsCaller(t *testing.T) {
+	c := newFake(t)
+	f := newFreezer(c)
+	pc := brokersOf(c)
+	pc.Timeout = time.Second
+	s := startSink(t, pc, SinkConfig{MaxKeyBytes: 1000})
+	if _, err := s.deliverOne(keyIn(0, 6), "warm"); err != nil {
+		t.Fatal(err)
+	}
+	f.frozen[0].Store(true)
+	big := []Message{message(testTopic, keyIn(0, 6), strings.Repeat("x", 700))}
+	ctx, leave := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := deliver(s, ctx, "fsk_hog", big)
+		done <- err
+	}()
+	eventually(t, "it is in flight", func() bool { return s.producer.undecided() == 1 })
+	leave()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("who left: %v", err)
+	}
+	if _, err := deliver(s, t.Context(), "fsk_hog", big); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("the caller left, but its attempt goes on: %v, want ErrOverloaded", err)
+	}
+	if n := s.waiting.Load(); n != 0 {
+		t.Errorf("%d bytes wait, and nobody does", n)
+	}
+	eventuallyIdle(t, s.producer)
+	if n := s.underWay("fsk_hog"); n != 0 {
+		t.Errorf("%d bytes stay with the key", n)
+	}
+	f.frozen[0].Store(false)
+	eventually(t, "the key goes on", func() bool { _, err := deliver(s, t.Context(), "fsk_hog", big); return err == nil })
+}
+
+// What waits for the leaders, or for the disk, is bounded as what waits for a broker is.
+func TestSinkBoundsWhatWaitsForTheLeaders(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // nobody answers here
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	pc := ProducerConfig{KafkaConfig: KafkaConfig{Brokers: []string{ln.Addr().String()}}, Topics: []string{testTopic}, MaxMessageBytes: 64 << 10, MaxInFlightBytes: 128 << 10}
+	s := startSink(t, pc, SinkConfig{MaxKeyBytes: 1 << 20})
+	ctx, leave := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	big := func(key string) error {
+		_, err := deliver(s, ctx, key, []Message{{Topic: testTopic, Key: []byte(key), Value: make([]byte, 60<<10)}})
+		return err
+	}
+	for i := range 2 {
+		wg.Go(func() {
+			if err := big(fmt.Sprint(i)); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	eventually(t, "two wait", func() bool { return s.waiting.Load() > 120<<10 })
+	if err := big("2"); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("a third: %v, want ErrOverloaded", err)
+	}
+	leave()
+	wg.Wait()
+}
+
+// Keys that are at rest are forgotten.
+func TestSinkForgetsKeys(t *testing.T) {
+	s := NewSink(SinkConfig{Producer: startProducer(t, brokersOf(newFake(t)))})
+	held, err := s.begin("held", 1, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 * leastSweep {
+		use, err := s.begin(fmt.Sprint(i), 1, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		use.add(-100)
+	}
+	if n := len(s.byKey); n > leastSweep || s.byKey["held"] != held {
+		t.Errorf("%d keys are kept", n)
+	}
 }
 
 // The whole way: an outage costs nobody a message, and the ledger says where they went.
