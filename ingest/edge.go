@@ -146,6 +146,16 @@ var routes = map[string]route{
 	"/v1/whoami":  {kindWhoami, "GET", 0},
 }
 
+// pathOf is where OTLP/HTTP sends a kind of payload.
+func pathOf(kind otlp.Kind) string {
+	for path, rt := range routes {
+		if rt.payload == kind {
+			return path
+		}
+	}
+	panic("BUG: no path for " + kind.String())
+}
+
 var methods = map[string]route{
 	"/opentelemetry.proto.collector.logs.v1.LogsService/Export":       {kindLogs, "POST", otlp.Logs},
 	"/opentelemetry.proto.collector.trace.v1.TraceService/Export":     {kindSpans, "POST", otlp.Spans},

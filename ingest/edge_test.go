@@ -495,6 +495,8 @@ func TestCodesAndJunk(t *testing.T) {
 		{"gzip of the wrong thing", "/v1/traces", gzipped(t, []byte("hello")), []string{"Content-Type", "application/x-protobuf", "Content-Encoding", "gzip"}, 400, ""},
 		{"gzip cut off", "/v1/logs", gzipped(t, valid)[:40], []string{"Content-Type", "application/x-protobuf", "Content-Encoding", "gzip"}, 400, ""},
 		{"deep JSON", "/v1/logs", []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":` + deep + `}]}]}]}`), []string{"Content-Type", "application/json"}, 400, ""},
+		{"spans among logs", "/v1/logs", []byte(`{"resourceSpans":[{}]}`), []string{"Content-Type", "application/json"}, 400, "holds spans, which go to /v1/traces"},
+		{"metrics among spans", "/v1/traces", []byte(`{"resource_metrics":[{}]}`), []string{"Content-Type", "application/json"}, 400, "holds metrics, which go to /v1/metrics"},
 		{"bomb", "/v1/logs", bomb, []string{"Content-Type", "application/x-protobuf", "Content-Encoding", "gzip"}, 413, ""},
 		{"too large", "/v1/logs", make([]byte, 2<<20), []string{"Content-Type", "application/x-protobuf"}, 413, ""},
 		{"no content type", "/v1/logs", valid, nil, 415, "application/x-protobuf"},

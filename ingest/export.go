@@ -361,6 +361,7 @@ func mediaType(b []byte) []byte {
 func (e *Edge) bodyRefusal(err error) refused {
 	var timeout interface{ Timeout() bool }
 	var junk *malformedJSON
+	var stray *otlp.MalformedError
 	var broken *brokenBody
 	switch {
 	case errors.Is(err, errTooLarge):
@@ -370,6 +371,8 @@ func (e *Edge) bodyRefusal(err error) refused {
 		return refused{code: 503, reason: overloaded, retryAfter: later(), detail: "Too many request bodies are in memory. Nothing of the request was taken: try again later."}
 	case errors.Is(err, errEncoding):
 		return refused{code: 415, reason: wrongEncoding, detail: "The body must be compressed by gzip or zstd, once, or not at all."}
+	case errors.As(err, &stray) && stray.Reason == otlp.OtherKind:
+		return refused{code: 400, reason: malformedBody, detail: "The body holds " + stray.Holds.String() + ", which go to " + pathOf(stray.Holds) + ". Nothing of it was taken."}
 	case errors.As(err, &junk):
 		return refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP/JSON export request: " + err.Error()}
 	case errors.As(err, &broken):

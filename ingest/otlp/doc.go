@@ -85,6 +85,7 @@ const (
 	IDLength      Reason = "trace ids have 16 bytes and span ids 8"
 	TooMany       Reason = "too many resources in one request"
 	MemberTwice   Reason = "a JSON member given twice"
+	OtherKind     Reason = "records of another kind than the request's" // an unknown member to a generated type, which loses them
 )
 
 // MalformedError is the refusal of a body: which message type was being read, and what was wrong with it. It holds nothing
@@ -92,7 +93,8 @@ const (
 type MalformedError struct {
 	In     string // the protobuf message, such as "LogRecord"
 	Reason Reason
-	Offset int // of the byte in a JSON body; -1 for protobuf
+	Offset int  // of the byte in a JSON body; -1 for protobuf
+	Holds  Kind // with OtherKind: what the body holds
 }
 
 // Error is fit to be sent back to the client.

@@ -14,7 +14,8 @@ import (
 // lowerCamelCase or as in the .proto files, trace and span ids in hexadecimal of either case, 64-bit integers as numbers
 // or strings, doubles also as strings ("NaN", "Infinity"), enums as numbers or names, bytes in any usual base64, null for
 // absent. Unknown members are passed over. It is strict where two readers could differ: a member given twice (in both of
-// its spellings, too), more than one value in an AnyValue, and anything after the request are refused.
+// its spellings, too), more than one value in an AnyValue, and anything after the request are refused. So are records of
+// another kind, which would be lost as an unknown member.
 //
 // src is neither kept nor changed, and dst must not overlap it. A warm dst costs no allocation. On an error, which is a
 // [*MalformedError], dst comes back as it was.
@@ -52,7 +53,7 @@ func (d *decoder) object(m *message) error {
 		}
 		f := m.byName(name)
 		if f == nil {
-			if err := d.skip(0); err != nil {
+			if err := d.unknown(m, name); err != nil {
 				return err
 			}
 			continue
@@ -83,6 +84,21 @@ func (d *decoder) object(m *message) error {
 		}
 		d.in = m.name
 	}
+}
+
+// unknown passes over the value of a member that m does not know.
+func (d *decoder) unknown(m *message, name []byte) error {
+	holds := m.misplaced(name)
+	if holds == 0 {
+		return d.skip(0)
+	}
+	if null, err := d.null(); null || err != nil {
+		return err
+	}
+	if d.eat('[') && d.eat(']') {
+		return nil
+	}
+	return &MalformedError{In: m.name, Reason: OtherKind, Offset: d.i, Holds: holds}
 }
 
 func (d *decoder) list(f *field) error {

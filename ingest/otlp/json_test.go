@@ -165,6 +165,7 @@ func TestJSONLiberties(t *testing.T) {
 		})
 	}
 	sameFromJSON(t, Logs, []byte(`{"somebody":"else's","resourceLogs":null}`), &logspb.ExportLogsServiceRequest{})
+	sameFromJSON(t, Logs, []byte(`{"resourceSpans":null,"resource_metrics":[ ],"resourceLogs":[]}`), &logspb.ExportLogsServiceRequest{})
 	sameFromJSON(t, Metrics, []byte("\n{}\t"), &metricspb.ExportMetricsServiceRequest{})
 }
 
@@ -226,6 +227,15 @@ func TestJSONRefuses(t *testing.T) {
 		var m *MalformedError
 		if !errors.As(err, &m) || m.Reason != reason || m.Offset < 0 || m.In == "" || string(out) != "x" {
 			t.Errorf("%.80q: %v, want %q", src, err, reason)
+		}
+	}
+	for src, holds := range map[string]Kind{
+		`{"resourceSpans":[{}]}`: Spans, `{"resource_spans":[{}]}`: Spans, `{"resourceLogs":[],"resourceMetrics":[{}]}`: Metrics, `{"resource_metrics": [ {"`: Metrics,
+		`{"resource\u0053pans":{}}`: Spans,
+	} {
+		var m *MalformedError
+		if _, err := JSONToProto(nil, Logs, []byte(src)); !errors.As(err, &m) || m.Reason != OtherKind || m.Holds != holds {
+			t.Errorf("%s: %v", src, err)
 		}
 	}
 	two := `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"gauge":{},"sum":{}}]}]}]}`

@@ -57,6 +57,7 @@ type field struct {
 // message describes one message of OTLP. fields is indexed by number: OTLP stays below 17.
 type message struct {
 	name      string
+	kind      Kind // of a request; 0 for what stands inside
 	record    bool // counts in the ledger
 	container bool // ResourceLogs and its like: field 1000 held the scopes before OTLP 0.19
 	carries   bool // holds attributes at any depth
@@ -107,6 +108,19 @@ func (m *message) byName(name []byte) *field {
 		}
 	}
 	return nil
+}
+
+// misplaced says of what kind the records are that a request would have under a name it does not know; 0: none.
+func (m *message) misplaced(name []byte) Kind {
+	if m.kind == 0 {
+		return 0
+	}
+	for _, k := range [...]Kind{Logs, Spans, Metrics} {
+		if k.request().byName(name) != nil {
+			return k
+		}
+	}
+	return 0
 }
 
 func snakeCase(camel string) string {
@@ -160,13 +174,13 @@ func newSchemas() *schemas {
 	scope.attributes(3, "attributes")
 	scope.has(typeUint32, 4, "droppedAttributesCount")
 
-	s.logs = request("ExportLogsServiceRequest", "Logs", resource, scope, logRecord(), "logRecords")
-	s.spans = request("ExportTraceServiceRequest", "Spans", resource, scope, span(), "spans")
-	s.metrics = request("ExportMetricsServiceRequest", "Metrics", resource, scope, metric(), "metrics")
+	s.logs = request(Logs, "ExportLogsServiceRequest", "Logs", resource, scope, logRecord(), "logRecords")
+	s.spans = request(Spans, "ExportTraceServiceRequest", "Spans", resource, scope, span(), "spans")
+	s.metrics = request(Metrics, "ExportMetricsServiceRequest", "Metrics", resource, scope, metric(), "metrics")
 	return s
 }
 
-func request(name, what string, resource, scope, record *message, records string) message {
+func request(kind Kind, name, what string, resource, scope, record *message, records string) message {
 	scopes := &message{name: "Scope" + what, room: 3}
 	scopes.holds(scope, 1, "scope")
 	scopes.holdsMany(record, 2, records)
@@ -177,7 +191,7 @@ func request(name, what string, resource, scope, record *message, records string
 	resources.holdsMany(scopes, 2, "scope"+what)
 	resources.has(typeString, 3, "schemaUrl")
 
-	m := message{name: name}
+	m := message{name: name, kind: kind}
 	m.holdsMany(resources, 1, "resource"+what)
 	return m
 }
