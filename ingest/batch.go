@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"strconv"
 
@@ -181,16 +182,20 @@ func (b *batch) message() string {
 	return string(s)
 }
 
-// split adds the parts of a payload that is over max bytes.
-func (b *batch) split(m Message, c carried, max int) {
-	parts := partsOf{b: b, m: m, c: c}
+// split adds the parts of a payload that is over max bytes. It fails where they cannot be charged.
+func (b *batch) split(m Message, c carried, max int, charged *charge) error {
+	parts := partsOf{b: b, m: m, c: c, charged: charged}
 	over, err := otlp.SplitTo(m.Value, c.payload, max, parts.add)
+	if errors.Is(err, errBudget) {
+		return err
+	}
 	if err != nil {
 		panic("BUG: a payload that was rewritten does not split: " + err.Error())
 	}
 	if over.Records > 0 {
 		b.reject(c.kind, c.kind, signals.Invalid, signals.TooLarge, over.String(), over.Records)
 	}
+	return nil
 }
 
 // halve adds the two halves of a payload of several records, by their number.
@@ -207,6 +212,8 @@ type partsOf struct {
 	m    Message
 	c    carried
 	part int
+
+	charged *charge // nil: what they were cut from is counted elsewhere
 }
 
 func (n *partsOf) add(piece []byte, records int) error {
@@ -216,6 +223,11 @@ func (n *partsOf) add(piece []byte, records int) error {
 	}
 	id := &m.Headers[len(m.Headers)-1]
 	id.Value = append(append(id.Value, '-'), strconv.Itoa(n.part)...)
+	if n.charged != nil {
+		if err := n.charged.take(heldBy(&m)); err != nil {
+			return err
+		}
+	}
 	n.b.add(m, carried{kind: n.c.kind, payload: n.c.payload, records: records})
 	n.part++
 	return nil

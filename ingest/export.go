@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+	"unsafe"
 
+	"github.com/zeebo/xxh3"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
@@ -24,10 +26,10 @@ const maxSignals = 10_000
 func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity, body *buffer, c *charge) response {
 	b := e.batch()
 	b.request = &r.id
-	fail := e.prepare(ctx, b, id, rt, body.b, r.received, c)
-	// What waits for Kafka must hold neither the scratch nor a part of the budget: at saturation that is most of the memory, and the messages
-	// are charged to the producer's own.
-	e.bodies.put(c, body)
+	fail := e.prepare(ctx, b, id, rt, body, r.received, c)
+	// What waits for Kafka must hold neither the scratch nor a part of the budget: at saturation that is most of the memory. The messages were charged
+	// while they were made; from the next step on the sink counts them, which refuses what is too much at once.
+	b.found.reset()
 	c.release()
 	if fail == nil {
 		fail = e.forward(ctx, b, id, r)
@@ -49,9 +51,10 @@ func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity,
 	return res
 }
 
-// prepare makes the messages of one decoded protobuf payload, in b. It borrows raw; nothing of the batch aliases it.
-func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route, raw []byte, received time.Time, c *charge) *refused {
-	if err := b.rewriter.Check(rt.payload, raw); err != nil {
+// prepare makes the messages of one decoded protobuf payload, in b. It gives the body back as soon as it is copied; nothing of the batch aliases it.
+func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route, body *buffer, received time.Time, c *charge) *refused {
+	if err := b.rewriter.Check(rt.payload, body.b); err != nil {
+		e.bodies.put(c, body)
 		return &refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP export request: " + err.Error()}
 	}
 	p := id.Principal
@@ -59,6 +62,7 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	badge := appendBadge(badgeRoom[:0], p, received)
 	size := b.rewriter.Size(len(badge))
 	if err := c.take(size); err != nil { // of the copy with the badges
+		e.bodies.put(c, body)
 		fail := e.bodyRefusal(err)
 		return &fail
 	}
@@ -67,9 +71,19 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	f.begin(e.cfg.Decider, p, c)
 	out, result := b.rewriter.Copy(b.payload.value, badge, f.visitor)
 	b.payload.value = out
-	if fail := f.fault; fail != nil {
-		refusal := e.bodyRefusal(fail)
-		return &refusal
+	var sum xxh3.Uint128
+	if result.Records > 0 {
+		sum = payloadID(p, rt.kind, body.b)
+	}
+	e.bodies.put(c, body)
+	request := trace.SpanFromContext(ctx)
+	crowded := func(err error) *refused {
+		e.noneTaken(id, request, signals.Overloaded, rt.kind, result.Records, result.Signals)
+		fail := e.bodyRefusal(err)
+		return &fail
+	}
+	if f.fault != nil {
+		return crowded(f.fault)
 	}
 	if result.Signals > maxSignals {
 		return &refused{code: 413, reason: bodyTooLarge, detail: fmt.Sprintf("The request holds %d signals; %d is the most. Send smaller batches.", result.Signals, maxSignals)}
@@ -78,7 +92,12 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 		e.ledger.forged.Add(float64(result.Stripped))
 	}
 	if result.Records > 0 {
-		e.addPayload(b, p, rt, raw, result.Records)
+		if err := e.addPayload(b, p, rt, sum, result.Records, c); err != nil {
+			return crowded(err)
+		}
+		if b.payload == nil { // it was split
+			c.give(size)
+		}
 	}
 	for i := range f.early {
 		e.filter(b, &f.early[i].verdict, f.early[i].n)
@@ -86,7 +105,6 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	if len(f.raised) == 0 {
 		return nil
 	}
-	request := trace.SpanFromContext(ctx)
 	ctx, decided := e.deciding(ctx, p)
 	defer decided()
 	ctx, span := childSpan(ctx, "decide")
@@ -97,18 +115,27 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	for i := range f.raised {
 		v := e.cfg.Decider.Decide(ctx, p, &f.raised[i], received)
 		if v.Outcome == signals.Unavailable {
-			var t tally
-			t.add(rt.kind, signals.Unavailable, v.Reason, result.Records)
-			t.add(kindSignals, signals.Unavailable, v.Reason, result.Signals)
-			e.settle(id, &t)
-			traceRecords(request, &t)
+			e.noneTaken(id, request, v.Reason, rt.kind, result.Records, result.Signals)
 			return subjectUnknown(f.raised[i].Index)
 		}
-		if e.addVerdict(b, &v, f.raised[i].Index) && f.raised[i].Warning != "" {
+		ok, err := e.addVerdict(b, &v, f.raised[i].Index, c)
+		if err != nil {
+			return crowded(err)
+		}
+		if ok && f.raised[i].Warning != "" {
 			b.warn(v.Type, f.raised[i].Warning)
 		}
 	}
 	return nil
+}
+
+// noneTaken settles the records of a kind and the signals of a request that is refused although it was decoded.
+func (e *Edge) noneTaken(id auth.Identity, request trace.Span, reason signals.Reason, kind string, records, found int) {
+	var t tally
+	t.add(kind, signals.Unavailable, reason, records)
+	t.add(kindSignals, signals.Unavailable, reason, found)
+	e.settle(id, &t)
+	traceRecords(request, &t)
 }
 
 // deciding bounds the look-ups of all subjects that one request names, which only a detector's may: each has its own limit, but a request of
@@ -126,16 +153,21 @@ func subjectUnknown(index int) *refused {
 		detail: "Nobody can say who the subject of signal " + strconv.Itoa(index) + " is at the moment. Nothing of the request was taken. Try again later."}
 }
 
-// addPayload adds the telemetry payload, split where it is over the broker's limit.
-func (e *Edge) addPayload(b *batch, p *auth.Principal, rt route, raw []byte, records int) {
-	m := b.payload.message(e.topicOf(rt.kind), p, payloadID(p, rt.kind, raw), b.request.bytes())
+// addPayload adds the telemetry payload, split where it is over the broker's limit: then the parts, which are copies, are charged, and b.payload goes.
+func (e *Edge) addPayload(b *batch, p *auth.Principal, rt route, sum xxh3.Uint128, records int, charged *charge) error {
+	m := b.payload.message(e.topicOf(rt.kind), p, sum, b.request.bytes())
 	c := carried{kind: rt.kind, payload: rt.payload, records: records}
 	if len(m.Value) <= e.cfg.MaxMessageBytes {
 		b.messages = b.payload.one[:0]
 		b.add(m, c)
-		return
+		return nil
 	}
-	b.split(m, c, e.cfg.MaxMessageBytes)
+	if err := b.split(m, c, e.cfg.MaxMessageBytes, charged); err != nil {
+		return err
+	}
+	b.payload.release()
+	b.payload = nil
+	return nil
 }
 
 // filter counts n signals that had the same filtered verdict.
@@ -146,29 +178,38 @@ func (e *Edge) filter(b *batch, v *signals.Verdict, n int) {
 	}
 }
 
-// addVerdict adds a decided signal: its event, or what became of it instead. It reports whether there is an event to forward.
-func (e *Edge) addVerdict(b *batch, v *signals.Verdict, index int) bool {
+// addVerdict adds a decided signal: its event, which is charged, because the badge makes it many times what was sent, or what became of it instead. It reports
+// whether there is an event to forward.
+func (e *Edge) addVerdict(b *batch, v *signals.Verdict, index int, c *charge) (bool, error) {
 	switch v.Outcome {
 	case signals.Accepted:
 	case signals.Filtered:
 		e.filter(b, v, 1)
-		return false
+		return false, nil
 	default:
 		what := v.Type
 		if what == "" {
 			what = "signal"
 		}
 		b.reject(kindSignals, what, v.Outcome, v.Reason, v.Detail, 1)
-		return false
+		return false, nil
 	}
 	m := signalMessage(e.cfg.Topics.Signals, v.Event, b.requestID())
 	if len(m.Value) > e.cfg.MaxMessageBytes {
 		v.Outcome, v.Reason, v.Detail = signals.Invalid, signals.TooLarge, "the event is larger than "+strconv.Itoa(e.cfg.MaxMessageBytes)+" bytes"
 		b.reject(kindSignals, v.Type, v.Outcome, v.Reason, v.Detail, 1)
-		return false
+		return false, nil
+	}
+	if err := c.take(heldBy(&m)); err != nil {
+		return false, err
 	}
 	b.add(m, carried{kind: kindSignals, records: 1, index: index})
-	return true
+	return true, nil
+}
+
+// heldBy is about how much memory a message that owns its bytes takes.
+func heldBy(m *Message) int {
+	return recordSize(m) + cap(m.Value) - len(m.Value) + entryOverhead + len(m.Headers)*int(unsafe.Sizeof(Header{}))
 }
 
 // forward waits until every message is durable, settles the ledger and stamps the key. Nothing to forward needs no Kafka.

@@ -64,15 +64,17 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 	for i := range raised {
 		v := e.cfg.Decider.Decide(deciding, id.Principal, &raised[i], r.received)
 		if v.Outcome == signals.Unavailable {
-			var t tally
-			t.add(kindSignals, signals.Unavailable, v.Reason, len(raised))
-			e.settle(id, &t)
-			traceRecords(r.span, &t)
+			e.noneTaken(id, r.span, v.Reason, kindSignals, len(raised), 0)
 			e.done(b)
 			return e.refuse(r, rt, *subjectUnknown(i))
 		}
+		ok, err := e.addVerdict(b, &v, i, c)
 		switch {
-		case e.addVerdict(b, &v, i):
+		case err != nil:
+			e.noneTaken(id, r.span, signals.Overloaded, kindSignals, len(raised), 0)
+			e.done(b)
+			return e.refuse(r, rt, e.bodyRefusal(err))
+		case ok:
 			answer.Accepted++
 		case v.Outcome == signals.Filtered:
 			answer.Filtered = append(answer.Filtered, filteredItem{i, v.Type, v.Reason})
@@ -83,7 +85,7 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 	if span != nil {
 		span.End()
 	}
-	c.release()
+	c.release() // the sink counts the events from the next step on
 	if fail := e.forward(ctx, b, id, r); fail != nil {
 		e.done(b)
 		return e.refuse(r, rt, *fail)
