@@ -305,7 +305,6 @@ func (e *Edge) admit(ctx context.Context, r *request) (route, auth.Identity, cod
 // take reads the body of an admitted request and decodes it, for OTLP down to protobuf. The buffer is charged to c.
 func (e *Edge) take(r *request, rt route, id auth.Identity, how coding, c *charge) (*buffer, *refused) {
 	body, err := e.receive(r, id, how, c)
-	r.received = time.Now()
 	if err == nil && rt.payload != 0 && !r.grpc && isJSON(r.contentType) {
 		body, err = e.bodies.convert(c, rt.payload, body)
 	}
@@ -320,6 +319,7 @@ func (e *Edge) receive(r *request, id auth.Identity, how coding, c *charge) (*bu
 	if r.open != nil {
 		var err error
 		if r.length, how, err = r.open(); err != nil {
+			r.received = time.Now()
 			return nil, err
 		}
 	}
@@ -328,6 +328,7 @@ func (e *Edge) receive(r *request, id auth.Identity, how coding, c *charge) (*bu
 		source = http.NoBody
 	}
 	body, err := e.bodies.read(c, source, r.length)
+	r.received = time.Now() // decompression is a part of the answer's time
 	if err != nil {
 		return nil, err
 	}

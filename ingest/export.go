@@ -295,7 +295,10 @@ func (e *Edge) produce(ctx context.Context, b *batch, key string, r *request) *r
 		}
 		if len(b.messages) == 0 {
 			b.carried = carry[:0] // its memory is of use again
+			continue
 		}
+		b.payload.release() // the halves are copies
+		b.payload = nil
 	}
 	return nil
 }

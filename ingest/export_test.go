@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -129,6 +130,36 @@ func TestLookUpCountsTowardsTheAnswer(t *testing.T) {
 		t.Errorf("it waited %v of the 200 ms that were left", took)
 	}
 	e.edge.done(b)
+}
+
+// Decompression is a part of the 8 s: they begin when the body was here as it was sent.
+func TestDecompressionCountsTowardsTheAnswer(t *testing.T) {
+	e := startEdge(t)
+	body := lastByte{r: bytes.NewReader(gzipped(t, make([]byte, 60<<20)))}
+	r := request{
+		id: newRequestID(), method: []byte("POST"), path: []byte("/v1/logs"), key: []byte(e.add(service(auth.Production))), contentType: []byte(typeProtobuf),
+		contentEncoding: []byte("gzip"), received: time.Now(), body: &body, length: -1,
+	}
+	if res := e.edge.serve(t.Context(), &r); res.code != 400 {
+		t.Errorf("answered %d", res.code)
+	}
+	if before, after := r.received.Sub(body.at), time.Since(r.received); before > after {
+		t.Errorf("%v of the request's time are not counted, %v are", before, after)
+	}
+}
+
+// A lastByte knows when its end was read.
+type lastByte struct {
+	r  io.Reader
+	at time.Time
+}
+
+func (l *lastByte) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if err == io.EOF {
+		l.at = time.Now()
+	}
+	return n, err
 }
 
 // Memory of a message is used again only after the producer's last attempt has ended, although the request has left.

@@ -96,7 +96,8 @@ func (e *errSpool) Error() string { return fmt.Sprintf("%v, and %v", e.kafka, e.
 func (e *errSpool) Unwrap() error { return e.err }
 
 // deliver makes messages durable and says in fates, which has a place for each and is empty, what became of them. The error is nil if none is notKept. key is
-// whose budget they count against. The end of ctx, and deadline unless it is zero, end the wait for Kafka; deliver owns messages from here on, but for
+// whose budget they count against. The end of ctx, and deadline unless it is zero, end the wait for Kafka, and SpoolTimeout after deadline the wait for the
+// disk ends too, so that a request that delivers in several rounds has that time once; deliver owns messages from here on, but for
 // those with a lease, which the caller holds until it returns.
 func (s *Sink) deliver(ctx context.Context, deadline time.Time, key string, messages []Message, fates []fate) error {
 	bytes := int64(0)
@@ -122,7 +123,7 @@ func (s *Sink) deliver(ctx context.Context, deadline time.Time, key string, mess
 		return err
 	}
 	ctx, span = childSpan(ctx, "spool")
-	err = s.toSpool(ctx, messages, fates, err)
+	err = s.toSpool(ctx, deadline, messages, fates, err)
 	endDelivery(span, len(messages), err != nil)
 	return err
 }
@@ -305,7 +306,7 @@ func (s *Sink) learn(part partitionID, err error, waited time.Duration, probe bo
 }
 
 // toSpool keeps what Kafka did not take, all or none.
-func (s *Sink) toSpool(ctx context.Context, messages []Message, fates []fate, why error) error {
+func (s *Sink) toSpool(ctx context.Context, deadline time.Time, messages []Message, fates []fate, why error) error {
 	var entries []spool.Entry
 	for i, f := range fates {
 		if f == notKept {
@@ -313,7 +314,11 @@ func (s *Sink) toSpool(ctx context.Context, messages []Message, fates []fate, wh
 		}
 	}
 	// The request's time for Kafka may be over, and the edge may be stopping: neither is a reason to lose it now.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.SpoolTimeout)
+	by := time.Now()
+	if !deadline.IsZero() && deadline.Before(by) {
+		by = deadline
+	}
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), by.Add(s.cfg.SpoolTimeout))
 	defer cancel()
 	if err := s.cfg.Spool.Append(ctx, entries); err != nil {
 		if why == nil {

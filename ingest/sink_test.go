@@ -137,6 +137,23 @@ func TestSinkLateRequest(t *testing.T) {
 	}
 }
 
+// A request has the spool's time once, after its time for Kafka, however many rounds it takes.
+func TestSinkSpoolTimeIsTheRequests(t *testing.T) {
+	c := newFake(t)
+	s := startSink(t, brokersOf(c), SinkConfig{Spool: openSpool(t, spool.Config{})})
+	var fates [1]fate
+	late := func(by time.Duration) error {
+		return s.deliver(t.Context(), time.Now().Add(-by), "fsk_one", []Message{message(testTopic, "k", "v")}, fates[:])
+	}
+	if err := late(s.cfg.SpoolTimeout / 2); err != nil || fates[0] != inSpool {
+		t.Errorf("with half of the time left: %v %v", fates[0], err)
+	}
+	fates[0] = notKept
+	if err := late(2 * s.cfg.SpoolTimeout); !errors.Is(err, context.DeadlineExceeded) || fates[0] != notKept {
+		t.Errorf("with none left: %v %v", fates[0], err)
+	}
+}
+
 // What the broker calls invalid is invalid for good; its neighbours are well, and so is the partition.
 func TestSinkInvalidToKafka(t *testing.T) {
 	c := newFake(t)
