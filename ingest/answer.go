@@ -45,6 +45,7 @@ type response struct {
 	contentType string
 	body        []byte
 	detail      string        // of a refusal, for gRPC; the others have it in body
+	rpc         int32         // gRPC's code, where it is not the one that goes with code
 	retryAfter  int           // seconds; 0: none
 	allow       string        // with 405
 	challenge   bool          // with 401: WWW-Authenticate

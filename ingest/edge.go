@@ -345,6 +345,7 @@ type refused struct {
 	detail     string
 	retryAfter int
 	allow      string // with 405
+	rpc        int32  // gRPC's code, where it is not the one that goes with code
 }
 
 // authenticate says whose key it is. One 401 for unknown, revoked and malformed alike: which of them it was stands in our log and metrics only.
@@ -385,7 +386,7 @@ func (e *Edge) authenticate(ctx context.Context, r *request) (auth.Identity, *re
 // refuse answers in the encoding that the path speaks: google.rpc.Status in the request's own where it is OTLP's, else RFC 9457. A path that
 // does not exist answers a protobuf request in protobuf, since its sender can read nothing else.
 func (e *Edge) refuse(r *request, rt route, f refused) response {
-	res := response{code: f.code, reason: f.reason, detail: f.detail, retryAfter: f.retryAfter, allow: f.allow, challenge: f.code == 401}
+	res := response{code: f.code, reason: f.reason, detail: f.detail, rpc: f.rpc, retryAfter: f.retryAfter, allow: f.allow, challenge: f.code == 401}
 	switch {
 	case r.grpc:
 	case rt.payload != 0 || rt.kind == "" && (isProtobuf(r.contentType) || string(r.path) == profilesPath):

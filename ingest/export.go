@@ -376,7 +376,10 @@ func encodingOf(contentType []byte) otlp.Encoding {
 	return otlp.JSON
 }
 
-const grpcUnimplemented = 12
+const (
+	grpcUnimplemented = 12
+	grpcInternal      = 13
+)
 
 // grpcCodes are the codes of google.rpc.Status that go with ours.
 var grpcCodes = map[int]int32{
@@ -389,7 +392,7 @@ var grpcCodes = map[int]int32{
 	415: 3,
 	429: 8,
 	431: 3,
-	500: 13, // INTERNAL
+	500: grpcInternal,
 	503: 14, // UNAVAILABLE
 }
 
@@ -415,6 +418,8 @@ func (e *Edge) bodyRefusal(err error) refused {
 		return refused{code: 503, reason: overloaded, retryAfter: later(), detail: "Too many request bodies are in memory. Nothing of the request was taken: try again later."}
 	case errors.Is(err, errEncoding):
 		return refused{code: 415, reason: wrongEncoding, detail: "The body must be compressed by gzip or zstd, once, or not at all."}
+	case errors.Is(err, errUnnamed):
+		return refused{code: 400, rpc: grpcInternal, reason: malformedBody, detail: "The request is malformed: " + err.Error() + "."}
 	case errors.As(err, &stray) && stray.Reason == otlp.OtherKind:
 		return refused{code: 400, reason: malformedBody, detail: "The body holds " + stray.Holds.String() + ", which go to " + pathOf(stray.Holds) + ". Nothing of it was taken."}
 	case errors.As(err, &junk):

@@ -36,7 +36,10 @@ type GRPCConfig struct {
 // It frames gRPC itself on the standard library's HTTP/2, because an Export is one message each way, and grpc-go's server receives and inflates the
 // whole of a message, of a size nobody announces, before anything of ours can look at it: the key could not be asked for first, and the bytes in
 // memory would be bounded by connections times streams times the largest message. Here a message is read as a body is, within the edge's
-// budget, and what is unread is held back by flow control, 1 MiB a connection at most. grpc-go's client is the judge of it in the tests.
+// budget, and what is unread is held back by flow control, 128 KiB a connection at most. grpc-go's client is the judge of it in the tests.
+//
+// grpc-timeout is not read. It ends the client's own wait; what the edge took it finishes all the same, as when a client of OTLP/HTTP leaves: to give up early
+// would only put into the spool what Kafka is about to acknowledge, and the client's retry has the same flowstate-msg-id either way.
 type GRPCServer struct {
 	cfg  GRPCConfig
 	http *http.Server
@@ -77,8 +80,8 @@ func NewGRPCServer(cfg GRPCConfig) *GRPCServer {
 		MaxHeaderBytes:    maxHeaders,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          cfg.MaxStreams,
-			MaxReceiveBufferPerConnection: 1 << 20,
-			MaxReceiveBufferPerStream:     256 << 10,
+			MaxReceiveBufferPerConnection: receiveBuffer, // nobody has asked yet whose bytes these are
+			MaxReceiveBufferPerStream:     receiveBuffer / 2,
 			SendPingTimeout:               time.Minute, // who has gone without a word is found out
 			PingTimeout:                   15 * time.Second,
 			WriteByteTimeout:              writeTimeout,
@@ -109,14 +112,23 @@ func (s *GRPCServer) Shutdown(ctx context.Context) error {
 	return s.http.Shutdown(ctx)
 }
 
-const typeGRPC = "application/grpc"
+const (
+	typeGRPC = "application/grpc"
+
+	receiveBuffer = 128 << 10 // the least that HTTP/2 allows is 64 KiB, and one stream that waits for its key must not hold up the others
+)
+
+// isGRPC says whether a content type is gRPC's, in protobuf; it may have parameters.
+func isGRPC(contentType string) bool {
+	t := mediaType([]byte(contentType))
+	return foldsTo(t, typeGRPC) || foldsTo(t, typeGRPC+"+proto")
+}
 
 func (s *GRPCServer) handle(w http.ResponseWriter, q *http.Request) {
 	if s.draining.Load() {
 		w.Header().Set("Connection", "close") // net/http makes it a GOAWAY
 	}
-	contentType := q.Header.Get("Content-Type")
-	if q.ProtoMajor < 2 || q.Method != http.MethodPost || contentType != typeGRPC && contentType != typeGRPC+"+proto" {
+	if q.ProtoMajor < 2 || q.Method != http.MethodPost || !isGRPC(q.Header.Get("Content-Type")) {
 		s.notGRPC(w, q)
 		return
 	}
@@ -187,6 +199,7 @@ type framed struct {
 var (
 	errNoMessage   = errors.New("the request has no message")
 	errTwoMessages = errors.New("the request has more than one message")
+	errUnnamed     = errors.New("the message is marked as compressed, and grpc-encoding does not say how")
 	errFrame       = errors.New("the message's first byte is neither 0 nor 1")
 )
 
@@ -208,7 +221,7 @@ func (m *framed) open() (int, coding, error) {
 			return 0, 0, err
 		}
 		if how == codedPlain {
-			return 0, 0, errEncoding // compressed, and nobody says how
+			return 0, 0, errUnnamed // compression.md: INTERNAL
 		}
 	default:
 		return 0, 0, &brokenBody{errFrame}
@@ -252,7 +265,10 @@ func answerGRPC(w http.ResponseWriter, r *request, res response) {
 		return
 	}
 	code := grpcCodes[res.code]
-	if res.reason == wrongEncoding {
+	switch {
+	case res.rpc != 0:
+		code = res.rpc
+	case res.reason == wrongEncoding:
 		code = grpcUnimplemented // gRPC's own rule for compression
 		h.Set("Grpc-Accept-Encoding", "identity,gzip,zstd")
 	}

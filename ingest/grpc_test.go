@@ -230,7 +230,8 @@ func TestGRPCJunk(t *testing.T) {
 		{"two messages", append(frame(0, len(valid), valid), frame(0, len(valid), valid)...), nil, "3"},
 		{"a flag of 7", frame(7, len(valid), valid), nil, "3"},
 		{"4 GiB announced", frame(0, 1<<32-1, valid), nil, "8"},
-		{"compressed, and nobody says how", frame(1, len(valid), valid), nil, "12"},
+		{"compressed, and nobody says how", frame(1, len(valid), valid), nil, "13"},
+		{"compressed by nothing", frame(1, len(valid), valid), []string{"grpc-encoding", "identity"}, "13"},
 		{"compressed by what we do not know", frame(1, len(valid), valid), []string{"grpc-encoding", "snappy"}, "12"},
 		{"gzip that is none", frame(1, len(valid), valid), []string{"grpc-encoding", "gzip"}, "3"},
 		{"the flag says that it is not compressed", frame(0, len(valid), valid), []string{"grpc-encoding", "gzip"}, "0"},
@@ -244,6 +245,11 @@ func TestGRPCJunk(t *testing.T) {
 		}
 		if c.status == "12" && !strings.Contains(res.Header.Get("Grpc-Accept-Encoding"), "gzip") {
 			t.Errorf("%s: nothing says what is accepted", c.name)
+		}
+	}
+	for _, contentType := range []string{"application/grpc+proto", "application/grpc; charset=utf-8", "Application/gRPC+Proto;v=1"} {
+		if res := post(client, export, contentType, frame(0, len(valid), valid)); res.StatusCode != 200 || res.Trailer.Get("Grpc-Status") != "0" {
+			t.Errorf("%s: %d, grpc-status %q", contentType, res.StatusCode, res.Trailer.Get("Grpc-Status"))
 		}
 	}
 	if res := post(client, export, "application/grpc+json", valid); res.StatusCode != 415 {
