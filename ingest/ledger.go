@@ -151,13 +151,13 @@ func newLedger(reg prometheus.Registerer) *ledger {
 			}
 		}
 	}
+	// What alerts are about exists from the start: rate() does not see the increase of a series that begins above 0.
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals, kindWhoami, kindOther} {
 		l.byKind[kind] = l.duration.WithLabelValues(kind)
+		l.answers(requestKey{kind, 500, panicked})
 	}
-	// What alerts are about exists from the start: rate() does not see the increase of a series that begins above 0.
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
 		l.answers(requestKey{kind, 200, served})
-		l.answers(requestKey{kind, 500, panicked})
 		for _, reason := range []refusal{authAway, kafkaAway, spoolFull, overloaded, subjectAway, stopping} {
 			l.answers(requestKey{kind, 503, reason})
 		}

@@ -35,6 +35,9 @@ func NewRaiser(sink *Sink, decider *signals.Decider, topic string, reg prometheu
 		Help: "Signals that Sluice raised itself, which no sender is told about, by what became of them.",
 	}, []string{"outcome"})}
 	reg.MustRegister(r.own)
+	for outcome := range signals.Reasons {
+		r.own.WithLabelValues(string(outcome)) // from the start: an increase from nothing is not seen
+	}
 	return r
 }
 

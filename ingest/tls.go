@@ -33,8 +33,9 @@ type Certificate struct {
 	key     []byte
 	failed  string // the last failure, said once
 
-	expiry  prometheus.Gauge
-	reloads *prometheus.CounterVec
+	expiry         prometheus.Gauge
+	failing        prometheus.Gauge
+	loaded, spoilt prometheus.Counter
 }
 
 // LoadCertificate reads the pair. It fails where the files cannot be used; later, only Run does that.
@@ -42,18 +43,25 @@ func LoadCertificate(cfg CertificateConfig) (*Certificate, error) {
 	if cfg.Interval == 0 {
 		cfg.Interval = 10 * time.Second
 	}
+	reloads := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_tls_certificate_reloads_total",
+		Help: "Changes of the certificate's files, by whether they could be used.",
+	}, []string{"result"})
 	c := &Certificate{
 		cfg: cfg,
 		expiry: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sluice_tls_certificate_expiry_timestamp_seconds",
 			Help: "When the certificate in use ceases to be valid, as Unix time.",
 		}),
-		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sluice_tls_certificate_reloads_total",
-			Help: "Changes of the certificate's files, by whether they could be used.",
-		}, []string{"result"}),
+		failing: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_tls_certificate_reload_failing",
+			Help: "1 while what the certificate's files hold cannot be used, and the certificate before them is.",
+		}),
+		// Both exist from the start: an increase from nothing is not seen.
+		loaded: reloads.WithLabelValues("ok"),
+		spoilt: reloads.WithLabelValues("failed"),
 	}
-	cfg.Registerer.MustRegister(c.expiry, c.reloads)
+	cfg.Registerer.MustRegister(c.expiry, c.failing, reloads)
 	if _, err := c.load(); err != nil {
 		return nil, err
 	}
@@ -99,14 +107,19 @@ func (c *Certificate) Run(ctx context.Context) error {
 
 func (c *Certificate) reload() {
 	changed, err := c.load()
+	if err != nil {
+		c.failing.Set(1)
+	} else {
+		c.failing.Set(0)
+	}
 	switch {
 	case err != nil && err.Error() != c.failed:
 		c.failed = err.Error()
-		c.reloads.WithLabelValues("failed").Inc()
+		c.spoilt.Inc()
 		c.cfg.Logger.Error("the changed TLS certificate cannot be used; the one before stays in use", "error", err)
 	case err == nil && changed:
 		c.failed = ""
-		c.reloads.WithLabelValues("ok").Inc()
+		c.loaded.Inc()
 		c.cfg.Logger.Info("the TLS certificate was changed", "expires", c.current.Load().Leaf.NotAfter)
 	case err == nil:
 		c.failed = ""

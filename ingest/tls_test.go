@@ -90,6 +90,7 @@ func TestCertificatesChangeUnderLoad(t *testing.T) {
 	})
 	defer stop()
 	key := e.add(service(auth.Production))
+	failing := func() float64 { return e.metric("sluice_tls_certificate_reload_failing") }
 	expiry := func() float64 { return e.metric("sluice_tls_certificate_expiry_timestamp_seconds") }
 	if expiry() != float64(soon.Unix()) {
 		t.Errorf("expiry %v", expiry())
@@ -162,13 +163,13 @@ func TestCertificatesChangeUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the half change in the log", func() bool { return strings.Contains(e.log.String(), "the one before stays in use") })
-	if name, err := post(fresh); err != nil || name != "first" {
-		t.Errorf("after half a change: %q %v", name, err)
+	if name, err := post(fresh); err != nil || name != "first" || failing() != 1 {
+		t.Errorf("after half a change: %q %v, failing %v", name, err, failing())
 	}
 	if err := copyFile(filepath.Join(secondDir, "tls.key"), filepath.Join(dir, "tls.key")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new certificate", func() bool { name, err := post(fresh); return err == nil && name == "second" })
+	eventually(t, "the new certificate", func() bool { name, err := post(fresh); return err == nil && name == "second" && failing() == 0 })
 	if name, err := post(kept); err != nil || name != "first" {
 		t.Errorf("the connection that was open: %q %v", name, err)
 	}
@@ -179,8 +180,8 @@ func TestCertificatesChangeUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the missing file in the log", func() bool { return strings.Contains(e.log.String(), "no such file") })
-	if _, err := post(fresh); err != nil {
-		t.Errorf("with the file gone: %v", err)
+	if _, err := post(fresh); err != nil || failing() != 1 {
+		t.Errorf("with the file gone: %v, failing %v", err, failing())
 	}
 	endLoad()
 	<-loaded

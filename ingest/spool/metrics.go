@@ -46,6 +46,8 @@ func newMetrics(l *Log) *metrics {
 	gauge("segments", "Segment files.", func(s Stats) float64 { return float64(s.Segments) })
 	gauge("quarantine_bytes", "Bytes of damage and of records that cannot be delivered.", func(s Stats) float64 { return float64(s.QuarantineBytes) })
 	gauge("disk_free_bytes", "Free bytes of the spool's disk, as an unprivileged process sees them.", func(s Stats) float64 { return float64(s.DiskFreeBytes) })
+	gauge("disk_reserved_bytes", "How much of the spool's disk must stay free (--spool-min-free-bytes); with less, intake is refused.",
+		func(Stats) float64 { return float64(max(0, l.cfg.MinFreeBytes)) })
 	gauge("oldest_record_age_seconds", "Age of the oldest record that waits; 0 where none does.", func(s Stats) float64 {
 		if s.Oldest.IsZero() {
 			return 0
