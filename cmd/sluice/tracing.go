@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"net/url"
 	"sync/atomic"
 	"time"
@@ -24,7 +25,7 @@ type traceConfig struct {
 
 func (c *traceConfig) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.endpoint, "trace-endpoint", "", "where traces of Sluice itself go, by OTLP/HTTP, as http://host:4318 (/v1/traces unless it has a path); empty: none are made")
-	f.Float64Var(&c.sample, "trace-sample", .01, "share of requests that are traced, 0 to 1; a request that comes with a W3C traceparent follows that")
+	f.Float64Var(&c.sample, "trace-sample", .01, "share of requests that are traced, 0 to 1; one that comes with a W3C traceparent joins its trace, and is left out where that is not sampled")
 }
 
 func (c *traceConfig) check() error {
@@ -80,11 +81,25 @@ func newTracing(ctx context.Context, c traceConfig, reg prometheus.Registerer, l
 	v := currentVersion()
 	return &tracing{log: log, provider: trace.NewTracerProvider(
 		trace.WithSpanProcessor(q),
-		trace.WithSampler(trace.ParentBased(trace.TraceIDRatioBased(c.sample))),
+		trace.WithSampler(trace.ParentBased(share(c.sample), trace.WithRemoteParentSampled(share(c.sample)))),
 		trace.WithResource(resource.NewSchemaless(attribute.String("service.name", "sluice"), attribute.String("service.version", v.Version),
 			attribute.String("service.instance.id", edgeID()))),
 	)}, nil
 }
+
+// A share samples by chance. The chance is ours, not the trace id's: a span begins before anybody is authenticated, and a stranger who could choose what is traced
+// would fill the queue and the collector.
+type share float64
+
+func (s share) ShouldSample(p trace.SamplingParameters) trace.SamplingResult {
+	decision := trace.Drop
+	if rand.Float64() < float64(s) {
+		decision = trace.RecordAndSample
+	}
+	return trace.SamplingResult{Decision: decision, Tracestate: api.SpanContextFromContext(p.ParentContext).TraceState()}
+}
+
+func (s share) Description() string { return "share" }
 
 func (p *process) wireTracing() error {
 	var err error
