@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"testing"
 
@@ -90,16 +91,65 @@ func TestMigrateSQLite(t *testing.T) {
 
 // TestMigrationsAreAdditive keeps out what would break the binary before: it must run on the new schema while it is replaced.
 func TestMigrationsAreAdditive(t *testing.T) {
-	breaking := regexp.MustCompile(`(?i)\b(DROP|RENAME|ALTER\s+COLUMN|TRUNCATE)\b`)
 	for _, name := range files(t) {
 		b, err := fs.ReadFile(deploy.Migrations, name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m := breaking.FindString(regexp.MustCompile(`--[^\n]*`).ReplaceAllString(string(b), "")); m != "" {
-			t.Errorf("%s: %s", name, m)
+		if why := breaking(string(b)); why != "" {
+			t.Errorf("%s: %s", name, why)
 		}
 	}
+	for statement, breaks := range map[string]bool{
+		"DROP TABLE keys":                                         true,
+		"ALTER TABLE keys RENAME COLUMN a TO b":                   true,
+		"ALTER TABLE keys ADD COLUMN a TEXT NOT NULL":             true,
+		"ALTER TABLE keys ADD a TEXT NOT NULL":                    true,
+		"ALTER TABLE keys ADD COLUMN a TEXT NOT NULL DEFAULT ''":  false,
+		"ALTER TABLE keys ADD COLUMN a TEXT":                      false,
+		"ALTER TABLE keys ADD CONSTRAINT c CHECK (a > 0)":         true,
+		"ALTER TABLE keys ADD COLUMN a TEXT UNIQUE":               true,
+		"CREATE UNIQUE INDEX i ON keys (a)":                       true,
+		"CREATE INDEX i ON keys (a)":                              false,
+		"CREATE TABLE n (a TEXT NOT NULL)":                        false,
+		"CREATE TABLE n (a TEXT); CREATE UNIQUE INDEX i ON n (a)": false,
+		"-- DROP TABLE keys\nCREATE TABLE n (a TEXT)":             false,
+	} {
+		if why := breaking(statement); (why != "") != breaks {
+			t.Errorf("%s: %q", statement, why)
+		}
+	}
+}
+
+var (
+	comment    = regexp.MustCompile(`--[^\n]*`)
+	takesAway  = regexp.MustCompile(`(?i)\b(DROP|RENAME|ALTER\s+COLUMN|TRUNCATE)\b`)
+	makesTable = regexp.MustCompile(`(?i)\bCREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)`)
+	alters     = regexp.MustCompile(`(?i)\bALTER\s+TABLE\s+(?:IF\s+EXISTS\s+)?(\w+)\s+ADD\b(.*)`)
+	makesIndex = regexp.MustCompile(`(?i)\bCREATE\s+UNIQUE\s+INDEX\b.*\sON\s+(\w+)`)
+	constrains = regexp.MustCompile(`(?i)\b(CONSTRAINT|UNIQUE|CHECK|PRIMARY\s+KEY|FOREIGN\s+KEY|REFERENCES)\b`)
+	notNull    = regexp.MustCompile(`(?i)\bNOT\s+NULL\b`)
+	hasDefault = regexp.MustCompile(`(?i)\bDEFAULT\b`)
+)
+
+// breaking says what in a migration the binary before would fail on: what is taken away, and what its own writes to a table that it knows would not satisfy.
+func breaking(migration string) string {
+	made := map[string]bool{}
+	for statement := range strings.SplitSeq(comment.ReplaceAllString(migration, ""), ";") {
+		statement = strings.Join(strings.Fields(statement), " ")
+		if m := makesTable.FindStringSubmatch(statement); m != nil {
+			made[m[1]] = true
+		}
+		add, index := alters.FindStringSubmatch(statement), makesIndex.FindStringSubmatch(statement)
+		switch {
+		case takesAway.MatchString(statement),
+			index != nil && !made[index[1]],
+			add != nil && !made[add[1]] && constrains.MatchString(add[2]),
+			add != nil && !made[add[1]] && notNull.MatchString(add[2]) && !hasDefault.MatchString(add[2]):
+			return statement
+		}
+	}
+	return ""
 }
 
 func files(t *testing.T) []string {
