@@ -2,7 +2,9 @@
 
   panels.py judge PORTFILE                 an OpenAI-compatible chat API that finds every prompt in scope, and fails now and then; writes its port, serves until it is killed
   panels.py load URL CA KEY REVOKED        sends what the panels show, until it is killed; prints how many of which code
-  panels.py ask PROMETHEUS START FILE…     every query of the dashboards over the time since START; exit 1 where one has no data
+  panels.py ask PROMETHEUS START PICTURES FILE…
+                                           every query of the dashboards over the time since START, and the promql blocks of the pages; exit 1 where one has no
+                                           data. Draws each dashboard into the directory PICTURES, unless that is empty
 """
 
 import collections
@@ -11,12 +13,17 @@ import http.server
 import itertools
 import json
 import math
+import os
+import re
 import signal
 import ssl
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
+
+import panels_draw
 
 # A query that may have no data, and why. Each is something that a run of a minute must not do, or cannot.
 ALLOWED_EMPTY = {}
@@ -111,40 +118,62 @@ def load(url, ca, key, revoked):
         time.sleep(0.03)
 
 
-def ask(prometheus, start, files):
+def ask(prometheus, start, pictures, pages, dashboards):
     def api(path, **query):
-        with urllib.request.urlopen(f"{prometheus}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=30) as r:
-            return json.load(r)["data"]
+        try:
+            with urllib.request.urlopen(f"{prometheus}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=30) as r:
+                return json.load(r)["data"]
+        except urllib.error.HTTPError as err:
+            return {"result": [], "error": err.read().decode()}
 
     end = time.time()
     values = {name: "|".join(api(f"label/{name}/values", **{"match[]": "sluice_build_info"})) for name in ("job", "instance")}
     asked, empty, allowed = 0, [], set()
-    for file in files:
+
+    def data(name, expr):
+        """The series of a query; one without data is noted. What stands in for missing data is left out: with it no query could be empty."""
+        nonlocal asked
+        expr = expr.replace("$__rate_interval", "10s")
+        for variable, value in values.items():
+            expr = expr.replace(f"${variable}", value)
+        asked += 1
+        shown = None
+        for e in dict.fromkeys([expr, expr.replace(" or vector(0)", "")]):
+            answer = api("query_range", query=e, start=start, end=end, step="1")
+            result = [{"labels": r["metric"], "values": [(t, float(v)) for t, v in r["values"]]} for r in answer["result"]]
+            shown = result if shown is None else shown
+            if any(not math.isnan(v) for series in result for _, v in series["values"]):
+                continue
+            if name in ALLOWED_EMPTY:
+                allowed.add(name)
+                print(f"empty, as it may be: {name}: {ALLOWED_EMPTY[name]}")
+            else:
+                empty.append(f"{name}: {answer.get('error', 'no data')}: {e}")
+        return shown
+
+    for file in dashboards:
         dashboard = json.load(open(file))
+        drawn = []
         for panel in dashboard["panels"]:
-            for target in panel.get("targets", []):
-                expr = target["expr"].replace("$__rate_interval", "10s")
-                for name, value in values.items():
-                    expr = expr.replace(f"${name}", value)
-                try:
-                    result = api("query_range", query=expr, start=start, end=end, step="1")["result"]
-                except urllib.error.HTTPError as err:
-                    empty.append(f"{dashboard['uid']} / {panel['title']}: {err.read().decode()}")
-                    continue
-                asked += 1
-                has = any(not math.isnan(float(v)) for series in result for _, v in series["values"])
-                name = f"{panel['title']} / {target['legendFormat']}"
-                if not has and name in ALLOWED_EMPTY:
-                    allowed.add(name)
-                    print(f"empty, as it may be: {name}: {ALLOWED_EMPTY[name]}")
-                elif not has:
-                    empty.append(f"{dashboard['uid']} / {name}: no data: {expr}")
+            targets = panel.get("targets", [])
+            drawn.append((panel, [(t.get("legendFormat", ""), data(f"{dashboard['uid']} / {panel['title']} / {t['legendFormat']}", t["expr"])) for t in targets]))
+        for annotation in dashboard["annotations"]["list"]:
+            data(f"{dashboard['uid']} / {annotation['name']}, an annotation", annotation["expr"])
+        if pictures:
+            name = os.path.basename(file).removesuffix(".json") + ".svg"
+            with open(os.path.join(pictures, name), "w") as f:
+                f.write(panels_draw.dashboard(dashboard["title"], drawn, start, end))
+    questions = [(page, q.strip()) for page in pages for q in re.findall(r"^```promql\n(.*?)^```", open(page).read(), re.S | re.M)]
+    for page, question in questions:  # they are for a bad day: it is enough that they are understood
+        error = api("query", query=question).get("error")
+        if error:
+            empty.append(f"{page}: {error}: {question}")
     for line in empty:
         print("EMPTY", line)
     for name in ALLOWED_EMPTY.keys() - allowed:
         print(f"has data, though it need not: {name}")
-    print(f"{asked} queries of {len(files)} dashboards, {len(allowed)} empty as they may be, {len(empty)} without data")
-    return 1 if empty or not asked else 0
+    print(f"{asked} queries of {len(dashboards)} dashboards and {len(questions)} of the docs, {len(allowed)} empty as they may be, {len(empty)} without data or wrong")
+    return 1 if empty or not asked or not questions else 0
 
 
 if __name__ == "__main__":
@@ -154,6 +183,7 @@ if __name__ == "__main__":
     elif command == "load":
         load(*arguments)
     elif command == "ask":
-        sys.exit(ask(arguments[0], float(arguments[1]), arguments[2:]))
+        files = arguments[3:]
+        sys.exit(ask(arguments[0], float(arguments[1]), arguments[2], [f for f in files if f.endswith(".md")], [f for f in files if f.endswith(".json")]))
     else:
         sys.exit(__doc__)

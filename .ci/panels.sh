@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Asks every query of the Grafana dashboards of a real Prometheus that watches a real `sluice serve` under load, and fails where a panel would be empty.
-#   panels.sh [SECONDS]     how long there is load; 60
-# In that time keys are made and revoked, signals filtered, records refused and invalid, prompts judged, the certificate is renewed, and Kafka goes away
-# for a quarter of it, so that the spool fills and drains. It starts a Kafka, a PostgreSQL and a Redis of its own.
+#   panels.sh [SECONDS [DIR]]     how long there is load; 60. Into DIR it draws each dashboard, from the data of the run
+# In that time keys are made and revoked, signals filtered, records refused and invalid, a letter is dead, prompts judged, the certificate is renewed, Kafka goes away
+# for a quarter of it, so that the spool fills and drains, and the process is started anew. It starts a Kafka, a PostgreSQL and a Redis of its own.
 #   PROMETHEUS=path         a prometheus to use instead of building the one that deploy/tools/prometheus pins
 #   SLUICE=path             a sluice to use instead of building one
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-60}
+pictures=${2:-}
+export PYTHONDONTWRITEBYTECODE=1
 work=$(mktemp -d)
 chmod 711 "$work" # PostgreSQL runs as a user of its own and must get through
 pids=()
@@ -58,11 +60,15 @@ pids+=($!)
 awaiting 'the judge' test -s "$work/judge"
 
 "$sluice" migrate --partitions 4 >"$work/migrate.log" 2>&1 || fail "$(cat "$work/migrate.log")"
-"$sluice" serve --edge-addr "127.0.0.1:$edge" --grpc-addr "127.0.0.1:$grpc" --admin-addr "127.0.0.1:$admin" --ops-addr "127.0.0.1:$ops" --drain-delay 0s \
-  --spool-dir "$work/spool" --tls-cert "$work/tls.pem" --tls-key "$work/tls.key" \
-  --judge-url "http://127.0.0.1:$(cat "$work/judge")/v1" --judge-model scripted --judge-sample 1 >"$work/serve.log" 2>&1 &
-pids+=($!)
-awaiting 'sluice serve' curl -fsS "http://127.0.0.1:$ops/readyz"
+serve() {
+  "$sluice" serve --edge-addr "127.0.0.1:$edge" --grpc-addr "127.0.0.1:$grpc" --admin-addr "127.0.0.1:$admin" --ops-addr "127.0.0.1:$ops" --drain-delay 0s \
+    --spool-dir "$work/spool" --tls-cert "$work/tls.pem" --tls-key "$work/tls.key" \
+    --judge-url "http://127.0.0.1:$(cat "$work/judge")/v1" --judge-model scripted --judge-sample 1 >>"$work/serve.log" 2>&1 &
+  server=$!
+  pids+=("$server")
+  awaiting 'sluice serve' curl -fsS "http://127.0.0.1:$ops/readyz"
+}
+serve
 field() { python3 -c 'import functools, json, sys; print(functools.reduce(lambda o, k: o[k], sys.argv[1].split("."), json.load(sys.stdin)))' "$1"; }
 account() { "$sluice" accounts create --org panels --name "$1" --environment production --json "${@:2}"; }
 key=$(account worker --intended-scope 'Summarises support tickets about billing, invoices and refunds in German and English' | field key)
@@ -86,6 +92,7 @@ part 1
 cp "$work/renewed.key" "$work/tls.key"
 cp "$work/renewed.pem" "$work/tls.pem" # noticed within ten seconds
 account newcomer >/dev/null
+echo 'not an event' | kcat -P -b "$KAFKA_BROKERS" -t ai_signals
 "$sluice" accounts delete leaked/production --yes >/dev/null
 curl -fsS -o /dev/null -H "Authorization: Bearer $token" "http://127.0.0.1:$admin/api/v1/service-accounts"
 part 2
@@ -94,8 +101,13 @@ services kill kafka 2>/dev/null
 part 4
 services start kafka >/dev/null 2>&1
 awaiting 'the spool is drained' sh -c "curl -fsS http://127.0.0.1:$ops/metrics | grep -qx 'sluice_spool_records 0'"
+part 6
+kill "$server"
+wait "$server" || true
+serve
 part 8
 kill "$load"
 wait "$load" || true
 cat "$work/load.log"
-python3 .ci/panels.py ask "http://127.0.0.1:$web" "$start" deploy/grafana/dashboards/*.json
+if [ -n "$pictures" ]; then mkdir -p "$pictures"; fi
+python3 .ci/panels.py ask "http://127.0.0.1:$web" "$start" "$pictures" deploy/grafana/dashboards/*.json deploy/docs/*.md

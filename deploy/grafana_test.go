@@ -3,6 +3,8 @@ package deploy_test
 import (
 	"encoding/json"
 	"fmt"
+	"html"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -143,6 +145,73 @@ func ofVariable(t *testing.T, at string, d datasource) {
 	t.Helper()
 	if d != (datasource{"prometheus", "${datasource}"}) {
 		t.Errorf("%s: %+v is not the data source that was chosen", at, d)
+	}
+}
+
+// TestGrafanaProvisioning holds what Grafana is started with under Compose to the services and files that there are.
+func TestGrafanaProvisioning(t *testing.T) {
+	var compose struct {
+		Services map[string]struct{ Volumes []string }
+	}
+	readYAML(t, "compose.yaml", &compose)
+	mounted := func(path string) string {
+		for _, v := range compose.Services["grafana"].Volumes {
+			if from, rest, ok := strings.Cut(v, ":"); ok && strings.HasPrefix(from, "./") && strings.TrimSuffix(rest, ":ro") == path {
+				return from
+			}
+		}
+		t.Errorf("nothing is mounted at %s of grafana", path)
+		return ""
+	}
+	if from := mounted("/etc/grafana/provisioning"); filepath.Clean(from) != "grafana/provisioning" {
+		t.Errorf("Grafana is provisioned from %s", from)
+	}
+	var sources struct {
+		Datasources []struct {
+			UID, Type, URL string
+			IsDefault      bool `yaml:"isDefault"`
+		}
+	}
+	readYAML(t, "grafana/provisioning/datasources/prometheus.yaml", &sources)
+	if len(sources.Datasources) != 1 {
+		t.Fatalf("%d sources of data", len(sources.Datasources))
+	}
+	d := sources.Datasources[0]
+	u, err := url.Parse(d.URL)
+	if err != nil || d.Type != "prometheus" || !d.IsDefault || u.Port() != "9090" {
+		t.Errorf("the source of data: %+v, %v", d, err)
+	} else if _, ok := compose.Services[u.Hostname()]; !ok {
+		t.Errorf("no service is called %s", u.Hostname())
+	}
+	var boards struct {
+		Providers []struct {
+			Type    string
+			Options struct{ Path string }
+		}
+	}
+	readYAML(t, "grafana/provisioning/dashboards/sluice.yaml", &boards)
+	if len(boards.Providers) != 1 || boards.Providers[0].Type != "file" {
+		t.Fatalf("providers of dashboards: %+v", boards.Providers)
+	}
+	if from := mounted(boards.Providers[0].Options.Path); filepath.Clean(from) != "grafana/dashboards" {
+		t.Errorf("dashboards come from %s", from)
+	}
+}
+
+// TestDashboardPictures holds the pictures of the docs to the panels that there are; .ci/panels.sh draws them anew.
+func TestDashboardPictures(t *testing.T) {
+	for file, d := range dashboards(t) {
+		picture := filepath.Join("docs/pictures", strings.TrimSuffix(filepath.Base(file), ".json")+".svg")
+		b, err := os.ReadFile(picture)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, p := range d.Panels {
+			if !strings.Contains(html.UnescapeString(string(b)), ">"+p.Title+"<") {
+				t.Errorf("%s has no %q: .ci/panels.sh 80 deploy/docs/pictures", picture, p.Title)
+			}
+		}
 	}
 }
 

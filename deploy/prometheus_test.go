@@ -103,3 +103,28 @@ func TestAlertsAreTested(t *testing.T) {
 		}
 	}
 }
+
+// TestRunbookSections holds the section of each alert to what somebody needs at night: what it means, what users notice, a command to look with, what to do, and when it ends.
+func TestRunbookSections(t *testing.T) {
+	b, err := os.ReadFile("docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	for _, s := range regexp.MustCompile(`(?m)^#{2,3} `).Split(string(b), -1) {
+		name, text, _ := strings.Cut(s, "\n")
+		sections[name] = text
+	}
+	for _, r := range rules(t, "prometheus/alerts.yaml") {
+		text, ok := sections[r.Alert]
+		if !ok {
+			t.Errorf("the runbook has no section for %s", r.Alert)
+			continue
+		}
+		for _, part := range []string{"**Means**", "**Users**", "```sh", "**Do**", "**Clears**"} {
+			if !strings.Contains(text, part) {
+				t.Errorf("the runbook's %s has no %s", r.Alert, part)
+			}
+		}
+	}
+}

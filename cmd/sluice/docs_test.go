@@ -58,6 +58,9 @@ func docPages(t *testing.T) []*doc {
 	return pages
 }
 
+// An indentedLine after an empty one begins a block of code; what goes on a list is indented by less.
+var indentedLine = regexp.MustCompile(`^(?: {4}|\t) *\S`)
+
 var headingLine = regexp.MustCompile(`^(#{1,6}) +(.*?) *$`)
 
 func parseDoc(t *testing.T, path, text string) *doc {
@@ -65,7 +68,7 @@ func parseDoc(t *testing.T, path, text string) *doc {
 	d := &doc{path: path, anchors: map[string]bool{}}
 	var prose, body strings.Builder
 	var block *docBlock
-	section := ""
+	section, before := "", ""
 	for i, line := range strings.Split(text, "\n") {
 		switch {
 		case block != nil && strings.TrimSpace(line) == "```":
@@ -78,6 +81,9 @@ func parseDoc(t *testing.T, path, text string) *doc {
 			block = &docBlock{line: i + 1, section: section, info: strings.TrimPrefix(strings.TrimSpace(line), "```")}
 			body.Reset()
 		default:
+			if indentedLine.MatchString(line) && before == "" {
+				t.Errorf("%s:%d: an indented block, which no test reads: fence it", path, i+1)
+			}
 			if m := headingLine.FindStringSubmatch(line); m != nil {
 				if len(m[1]) == 2 {
 					section = m[2]
@@ -86,6 +92,7 @@ func parseDoc(t *testing.T, path, text string) *doc {
 			}
 			prose.WriteString(line + "\n")
 		}
+		before = strings.TrimSpace(line)
 	}
 	if block != nil {
 		t.Errorf("%s:%d: this block does not end", path, block.line)
@@ -162,7 +169,7 @@ func TestDocsLinks(t *testing.T) {
 }
 
 // docNeeds are what a block may need that no test has. TestDocsCommands names the blocks.
-var docNeeds = []string{"kubectl", "helm", "kafka-tools", "docker", "prometheus", "systemd", "promtool", "release"}
+var docNeeds = []string{"kubectl", "helm", "kafka-tools", "docker", "prometheus", "systemd", "promtool", "release", "judge"}
 
 // runs says whether a test runs the block.
 func (b docBlock) runs() bool { return b.info == "sh" }

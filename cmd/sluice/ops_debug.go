@@ -40,7 +40,7 @@ func loopbackCaller(next http.Handler) http.Handler {
 			forwarded = forwarded || len(r.Header.Values(name)) > 0
 		}
 		if err != nil || !from.Addr().Unmap().IsLoopback() || forwarded || !loopbackHost(r.Host) {
-			http.Error(w, "This answers callers on loopback only: use kubectl port-forward, ssh -L, or a shell on the machine.", http.StatusForbidden)
+			http.Error(w, "This answers callers on loopback only: use kubectl port-forward, ssh -L, or a shell on the machine; under Compose see ops-port.md of the docs.", http.StatusForbidden)
 			return
 		}
 		w.Header().Set("Cache-Control", "no-store")

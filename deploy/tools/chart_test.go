@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -25,7 +24,6 @@ import (
 	networking "k8s.io/api/networking/v1"
 	policy "k8s.io/api/policy/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 )
@@ -170,7 +168,9 @@ func TestChart(t *testing.T) {
 				}
 				o := decode(t, docs)
 				checkPods(t, o)
-				checkSelectors(t, o)
+				if got := checkSelectors(t, o); !maps.Equal(got, wired[name]) {
+					t.Errorf("it has %v, want %v", got, wired[name])
+				}
 				checkEdge(t, o, name == "autoscaled")
 				if name == "full" {
 					checkFull(t, o)
@@ -184,7 +184,7 @@ func checkPods(t *testing.T, o objects) {
 	t.Helper()
 	for role, pod := range pods(o) {
 		spec := pod.Spec
-		if s := spec.SecurityContext; s == nil || s.RunAsNonRoot == nil || !*s.RunAsNonRoot || s.RunAsUser == nil || *s.RunAsUser != 65532 ||
+		if s := spec.SecurityContext; s == nil || s.RunAsNonRoot == nil || !*s.RunAsNonRoot || s.RunAsUser == nil || *s.RunAsUser != 65532 || s.FSGroup == nil || *s.FSGroup != 65532 ||
 			s.SeccompProfile == nil || s.SeccompProfile.Type != core.SeccompProfileTypeRuntimeDefault {
 			t.Errorf("%s: the pod does not keep to the restricted pod security standard: %+v", role, s)
 		}
@@ -225,70 +225,6 @@ func checkPods(t *testing.T, o objects) {
 		}
 		if len(spec.TopologySpreadConstraints) != 2 {
 			t.Errorf("%s is not spread over zones and nodes", role)
-		}
-	}
-}
-
-// checkSelectors holds everything that names pods, ports or services to those that there are.
-func checkSelectors(t *testing.T, o objects) {
-	t.Helper()
-	byRole := pods(o)
-	selected := func(what string, sel map[string]string) string {
-		var found []string
-		for role, pod := range byRole {
-			if labels.SelectorFromSet(sel).Matches(labels.Set(pod.Labels)) {
-				found = append(found, role)
-			}
-		}
-		if len(found) != 1 {
-			t.Errorf("%s selects %v", what, found)
-			return ""
-		}
-		return found[0]
-	}
-	port := func(what, role, name string) {
-		if role != "" && !slices.ContainsFunc(byRole[role].Spec.Containers[0].Ports, func(p core.ContainerPort) bool { return p.Name == name }) {
-			t.Errorf("%s: %s has no port %s", what, role, name)
-		}
-	}
-	services := map[string]*core.Service{}
-	for _, s := range all[*core.Service](o) {
-		services[s.Name] = s
-		role := selected("service "+s.Name, s.Spec.Selector)
-		for _, p := range s.Spec.Ports {
-			port("service "+s.Name, role, p.TargetPort.StrVal)
-		}
-	}
-	for _, b := range all[*policy.PodDisruptionBudget](o) {
-		selected("disruption budget "+b.Name, b.Spec.Selector.MatchLabels)
-	}
-	for _, n := range all[*networking.NetworkPolicy](o) {
-		role := selected("network policy "+n.Name, n.Spec.PodSelector.MatchLabels)
-		for _, in := range n.Spec.Ingress {
-			for _, p := range in.Ports {
-				port("network policy "+n.Name, role, p.Port.StrVal)
-			}
-		}
-	}
-	for _, in := range all[*networking.Ingress](o) {
-		b := in.Spec.Rules[0].HTTP.Paths[0].Backend.Service
-		if s := services[b.Name]; s == nil || !slices.ContainsFunc(s.Spec.Ports, func(p core.ServicePort) bool { return p.Name == b.Port.Name }) {
-			t.Errorf("ingress %s: no service %s with a port %s", in.Name, b.Name, b.Port.Name)
-		}
-	}
-	for _, m := range all[*monitoring.ServiceMonitor](o) {
-		sel, err := meta.LabelSelectorAsSelector(&m.Spec.Selector)
-		if err != nil {
-			t.Fatal(err)
-		}
-		jobs := map[string]bool{}
-		for _, s := range services {
-			if sel.Matches(labels.Set(s.Labels)) {
-				jobs[s.Labels[m.Spec.JobLabel]] = true
-			}
-		}
-		if len(jobs) != len(byRole)-1 { // migrate is not scraped
-			t.Errorf("the service monitor finds the jobs %v, there are %d roles", jobs, len(byRole)-1)
 		}
 	}
 }
@@ -371,72 +307,6 @@ func checkFull(t *testing.T, o objects) {
 	}
 }
 
-// TestChartStarts gives the environment that the chart gives each pod to the binary's own check of its configuration: a variable that is not
-// one of its, or a value that it would not start with, fails. Secrets are files, and no value holds one.
-func TestChartStarts(t *testing.T) {
-	sluice := binary(t)
-	for _, name := range []string{"minimal", "full", "autoscaled"} {
-		docs, err := render("sluice", testValues(t, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for role, pod := range pods(decode(t, docs)) {
-			t.Run(name+"/"+role, func(t *testing.T) {
-				dir := t.TempDir()
-				c := pod.Spec.Containers[0]
-				args := slices.Clone(c.Args)
-				if role != "migrate" {
-					args = []string{"config", "check"}
-				} else {
-					args = append(args, "--help") // it has no check of its own; its environment is read all the same
-				}
-				cmd := exec.Command(sluice, args...)
-				cmd.Env = []string{"HOME=" + dir}
-				for _, e := range c.Env {
-					value := e.Value
-					if rest, ok := strings.CutPrefix(value, "/etc/sluice/"); ok {
-						value = filepath.Join(dir, rest)
-						secretFile(t, value, filepath.Base(filepath.Dir(rest)))
-					}
-					if strings.Contains(value, "://") && strings.Contains(value, "@") {
-						t.Errorf("%s holds a password", e.Name)
-					}
-					cmd.Env = append(cmd.Env, e.Name+"="+value)
-				}
-				out, err := cmd.CombinedOutput()
-				if err != nil {
-					t.Errorf("%v: %v\n%s", args, err, out)
-				}
-			})
-		}
-	}
-}
-
-// secretFile is what a mounted secret would hold.
-func secretFile(t *testing.T, path, what string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	content := strings.Repeat("s3cret", 8)
-	switch what {
-	case "postgres":
-		content = "postgres://sluice:s3cret@postgres:5432/sluice"
-	case "redis":
-		content = "redis://:s3cret@redis:6379/0"
-	case "signal-types":
-		content = `{"add":[]}`
-	case "kafka-tls", "tls":
-		var err error
-		if content, err = certificate(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestChartRefuses holds the schema and the templates to saying what is wrong, before anything is installed.
 func TestChartRefuses(t *testing.T) {
 	for _, c := range []struct{ name, values, want string }{
@@ -471,16 +341,4 @@ func TestChartLint(t *testing.T) {
 			t.Error(m)
 		}
 	}
-}
-
-// binary is sluice, built as it is in the image.
-func binary(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "sluice")
-	cmd := exec.Command("go", "build", "-o", path, "./cmd/sluice")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return path
 }

@@ -2,7 +2,9 @@ package tools
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"debug/elf"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -74,7 +76,7 @@ func TestDockerfile(t *testing.T) {
 }
 
 // TestImageBuild does what the Dockerfile's build does: from the files that .dockerignore lets through and nothing else, by the same command. The binary
-// is static, says the version it was given, and is the same as the one of a second build elsewhere.
+// is static, says the version it was given, and is byte for byte the one that release.sh's command makes of the same files elsewhere.
 func TestImageBuild(t *testing.T) {
 	var command string
 	for _, c := range dockerfile(t)[0].Commands {
@@ -108,6 +110,39 @@ func TestImageBuild(t *testing.T) {
 		!strings.Contains(string(b), `"commit":"0123456789abcdef"`) {
 		t.Errorf("version: %s, %v", b, err)
 	}
+	if a, b := sum(t, out), sum(t, releaseBuild(t)); a != b {
+		t.Errorf("the image's binary is %s, release.sh makes %s", a, b)
+	}
+}
+
+// releaseBuild runs the go build of release.sh, as it stands there, on a build context of its own.
+func releaseBuild(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("../release.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := regexp.MustCompile(`(?s)GOOS=\S+ GOARCH=\S+ go build .*?\./cmd/sluice\n`).FindString(string(b))
+	if command == "" {
+		t.Fatal("release.sh has no go build")
+	}
+	cmd := exec.Command("bash", "-euc", command)
+	cmd.Dir = buildContext(t)
+	dist := t.TempDir()
+	cmd.Env = append(os.Environ(), "target=linux/amd64", "version=9.8.7", "commit=0123456789abcdef", "date=2026-01-02T03:04:05Z", "dist="+dist, "name=sluice", "GOFLAGS=", "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, b)
+	}
+	return filepath.Join(dist, "sluice")
+}
+
+func sum(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(b))
 }
 
 // buildContext copies what a builder would be sent.
@@ -213,14 +248,25 @@ func TestCompose(t *testing.T) {
 	}
 	// The environment of the two services of ours passes the binary's own check.
 	sluice := binary(t)
-	for name, args := range map[string][]string{"sluice": {"config", "check"}, "migrate": {"migrate", "--help"}} {
-		cmd := exec.Command(sluice, args...)
-		cmd.Env = []string{"HOME=" + dir}
-		for k, v := range p.Services[name].Environment {
-			cmd.Env = append(cmd.Env, k+"="+strings.ReplaceAll(*v, "/run/secrets", filepath.Join(dir, "secrets")))
+	environment := func(service string) []string {
+		env := []string{"HOME=" + dir}
+		for k, v := range p.Services[service].Environment {
+			env = append(env, k+"="+strings.ReplaceAll(*v, "/run/secrets", filepath.Join(dir, "secrets")))
 		}
-		if b, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", name, err, b)
-		}
+		return env
 	}
+	cmd := exec.Command(sluice, "config", "check")
+	cmd.Env = environment("sluice")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("sluice: %v\n%s", err, b)
+	}
+	url := filepath.Join(dir, "secrets/postgres-url")
+	b, err := os.ReadFile(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(url, bytes.Replace(b, []byte("@postgres:5432"), []byte("@127.0.0.1:1"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reachesForDatabase(t, sluice, p.Services["migrate"].Command, environment("migrate"))
 }

@@ -183,7 +183,7 @@ spec:
         - {name: SLUICE_SIGNAL_TYPES_FILE, value: /etc/sluice/signal-types/types.json}
         {{- end }}
         {{- range $flag, $value := $root.Values.config }}
-        - {name: SLUICE_{{ $flag | replace "-" "_" | upper }}, value: {{ ternary ($value | toString) (printf "%v" $value) (kindIs "string" $value) | quote }}}
+        - {name: SLUICE_{{ $flag | replace "-" "_" | upper }}, value: {{ include "sluice.plain" $value | quote }}}
         {{- end }}
       ports:
         {{- if eq $role "edge" }}
@@ -223,9 +223,11 @@ spec:
         {{- if $v.tls.existingSecret }}
         - {name: tls, mountPath: /etc/sluice/tls, readOnly: true}
         {{- end }}
-        {{- else if and (eq $role "admin") $root.Values.oidc.issuer }}
+        {{- end }}
+        {{- if and (eq $role "admin") $root.Values.oidc.issuer }}
         - {name: oidc, mountPath: /etc/sluice/oidc, readOnly: true}
-        {{- else if and (eq $role "scope") $v.judge.existingSecret }}
+        {{- end }}
+        {{- if and (include "sluice.knowsJudge" .) $root.Values.scope.judge.existingSecret }}
         - {name: judge, mountPath: /etc/sluice/judge, readOnly: true}
         {{- end }}
   volumes:
@@ -241,14 +243,16 @@ spec:
     {{- if and (eq $role "edge") $v.tls.existingSecret }}
     - name: tls
       secret: {secretName: {{ $v.tls.existingSecret }}}
-    {{- else if and (eq $role "admin") $root.Values.oidc.issuer }}
+    {{- end }}
+    {{- if and (eq $role "admin") $root.Values.oidc.issuer }}
     - name: oidc
       secret: {secretName: {{ required "oidc.existingSecret is needed with oidc.issuer: all admin pods sign cookies with the same secret" $root.Values.oidc.existingSecret }}}
-    {{- else if and (eq $role "scope") $v.judge.existingSecret }}
+    {{- end }}
+    {{- if and (include "sluice.knowsJudge" .) $root.Values.scope.judge.existingSecret }}
     - name: judge
       secret:
-        secretName: {{ $v.judge.existingSecret }}
-        items: [{key: {{ $v.judge.key }}, path: key}]
+        secretName: {{ $root.Values.scope.judge.existingSecret }}
+        items: [{key: {{ $root.Values.scope.judge.key }}, path: key}]
     {{- end }}
 {{- end -}}
 
@@ -284,12 +288,24 @@ spec:
 {{- $_ := required "admin.url is needed with oidc.issuer: the issuer sends admins back there" $.Values.admin.url }}
 {{- end }}
 {{- end }}
+{{- if .Values.scope.enabled }}
+{{ include "sluice.judgeEnv" . }}
+{{- end }}
 {{- end -}}
 
 {{- define "sluice.alertsEnv" -}}
 {{- end -}}
 
 {{- define "sluice.scopeEnv" -}}
+{{- include "sluice.judgeEnv" . }}
+{{- end -}}
+
+{{/* Whether a role is told of the judge, as (dict "root" $ "role" "admin"): the one that asks it, and the console, which says whether prompts are judged. */}}
+{{- define "sluice.knowsJudge" -}}
+{{- if and .root.Values.scope.enabled (has .role (list "admin" "scope")) }}yes{{ end -}}
+{{- end -}}
+
+{{- define "sluice.judgeEnv" -}}
 {{- with .Values.scope.judge }}
 - {name: SLUICE_JUDGE_URL, value: {{ required "scope.judge.url is needed with scope.enabled" .url | quote }}}
 {{- with .model }}
@@ -299,6 +315,31 @@ spec:
 - {name: SLUICE_JUDGE_KEY_FILE, value: /etc/sluice/judge/key}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* A setting as the program reads it. Helm has every number as a float, and prints large ones with an exponent. */}}
+{{- define "sluice.plain" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ printf "%.0f" . }}{{ else }}{{ toString . }}{{ end -}}
+{{- end -}}
+
+{{/* The port of host:port or of a URL, which may leave it out. */}}
+{{- define "sluice.port" -}}
+{{- $host := . -}}
+{{- if contains "://" . }}{{ $host = (urlParse .).host }}{{ end -}}
+{{- regexFind ":[0-9]+$" $host | trimPrefix ":" | default (ternary "80" "443" (hasPrefix "http://" .)) -}}
+{{- end -}}
+
+{{/* The ports that a role connects to, as a JSON list: what the values say, and networkPolicy.egressPorts for what only secrets say. (dict "root" $ "role" "edge") */}}
+{{- define "sluice.egressPorts" -}}
+{{- $v := .root.Values -}}
+{{- $to := $v.kafka.brokers -}}
+{{- if ne .role "migrate" }}{{ with index $v.config "trace-endpoint" }}{{ $to = append $to . }}{{ end }}{{ end -}}
+{{- if and (eq .role "admin") $v.oidc.issuer }}{{ $to = append $to $v.oidc.issuer }}{{ end -}}
+{{- if and (include "sluice.knowsJudge" .) $v.scope.judge.url }}{{ $to = append $to $v.scope.judge.url }}{{ end -}}
+{{- $ports := list -}}
+{{- range $v.networkPolicy.egressPorts }}{{ $ports = append $ports (int .) }}{{ end -}}
+{{- range $to }}{{ $ports = append $ports (include "sluice.port" . | int) }}{{ end -}}
+{{- uniq $ports | toJson -}}
 {{- end -}}
 
 {{/* The roles that are on, as a JSON list. */}}
