@@ -28,24 +28,59 @@ type Bucket struct {
 	Block int       `json:"block"`
 }
 
-// Arrived lists alerts stored at or after since, the earliest first, at most limit: what is new for a page that is open.
-// Several consumers commit out of order, so ask again for the last few seconds and know what you have by id.
-func (s *Store) Arrived(ctx context.Context, org string, since time.Time, limit int) ([]Alert, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT `+alertColumns+` FROM alerts WHERE org = $1 AND stored_at >= $2 ORDER BY stored_at, id LIMIT $3`, org, milli(since), limit)
+// An Arrival is what the columns of an alert say: enough to tell whether it belongs on a page.
+type Arrival struct {
+	ID                   string
+	Type                 string
+	Category             Category
+	Severity             Severity
+	Account, Environment string // "" for none
+	DetectedAt, StoredAt time.Time
+}
+
+// arrivedPage is how many rows one statement of Arrived reads.
+const arrivedPage = 1_000
+
+// Arrived lists every alert stored at or after since, the earliest first: what is new for a page that is open. Several consumers
+// commit out of order, so ask again for the last few seconds and know what you have by id.
+func (s *Store) Arrived(ctx context.Context, org string, since time.Time) ([]Arrival, error) {
+	out := []Arrival{}
+	for at, id := milli(since), ""; ; {
+		page, err := s.arrived(ctx, org, at, id)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, page...)
+		if len(page) < arrivedPage {
+			return out, nil
+		}
+		last := &page[len(page)-1]
+		at, id = milli(last.StoredAt), last.ID
+	}
+}
+
+// arrived reads one page after a place.
+func (s *Store) arrived(ctx context.Context, org string, at int64, id string) ([]Arrival, error) {
+	rows, err := s.r.QueryContext(ctx, arrivedSQL, org, at, id, arrivedPage)
 	if err != nil {
 		return nil, wrap("list new alerts", err)
 	}
 	defer rows.Close()
-	out := []Alert{}
+	var out []Arrival
 	for rows.Next() {
-		alert, err := scanAlert(rows.Scan)
-		if err != nil {
-			return nil, err
+		var a Arrival
+		var detected, stored int64
+		if err := rows.Scan(&a.ID, &a.Type, &a.Category, &a.Severity, &a.Account, &a.Environment, &detected, &stored); err != nil {
+			return nil, wrap("list new alerts", err)
 		}
-		out = append(out, alert)
+		a.DetectedAt, a.StoredAt = fromMilli(detected), fromMilli(stored)
+		out = append(out, a)
 	}
 	return out, wrap("list new alerts", rows.Err())
 }
+
+const arrivedSQL = `SELECT id, type, category, severity, account_id, environment, detected_at, stored_at FROM alerts
+	WHERE org = $1 AND (stored_at, id) > ($2, $3) ORDER BY stored_at, id LIMIT $4`
 
 // Each calls visit for the alerts of org that were stored at or after since, the newest first, until it returns false or
 // most were visited. It reports whether there were more. What a simulation looks at.

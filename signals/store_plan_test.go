@@ -187,7 +187,7 @@ func TestPlans(t *testing.T) {
 			return second(w.Histogram(ctx, "acme", AlertFilter{Account: "sa_rare", Since: received.Add(-30 * 24 * time.Hour), Until: received}, 60))
 		})
 		timed("what is new", func(ctx context.Context) error {
-			return second(w.Arrived(ctx, "acme", received.Add(-time.Second), 200))
+			return second(w.Arrived(ctx, "acme", received.Add(-time.Second)))
 		})
 		timed("prune of a hundredth", func(ctx context.Context) error {
 			return second(w.Prune(ctx, received.Add(-30*24*time.Hour+7*time.Hour), 1000))

@@ -280,8 +280,8 @@ func TestArrivedAndEach(t *testing.T) {
 			w.put(t, event(i, nil))
 			w.advance(time.Second)
 		}
-		got, err := w.Arrived(t.Context(), "acme", received.Add(2*time.Second), 10)
-		if err != nil || len(got) != 3 || got[0].Event.ID != event(2, nil).ID {
+		got, err := w.Arrived(t.Context(), "acme", received.Add(2*time.Second))
+		if err != nil || len(got) != 3 || got[0].ID != event(2, nil).ID {
 			t.Errorf("arrived: %d %v", len(got), err)
 		}
 		var seen []string

@@ -143,6 +143,7 @@ type alertsPage struct {
 	Rows                    []alertRow
 	Back                    string
 	NewURL                  string // tells of what arrives; "" while it could not stand on this page
+	Announce                bool   // what arrives would stand anywhere in this order: it is announced, and put in its place when asked for
 	NextURL, FirstURL       string
 	Calm                    bool // nothing is open, with no filter of the reader's
 	Alert                   *alertDrawer
@@ -152,6 +153,7 @@ type alertsPage struct {
 // A chip is a filter that is on or off.
 type chip struct {
 	Label, URL, Severity string
+	Badge                *badgeView // instead of the label
 	On                   bool
 }
 
@@ -207,7 +209,7 @@ func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error
 		return err
 	}
 	p.Unacknowledged = countWords(n)
-	p.filters(s)
+	p.filters(s, c.accountChip(r.Context(), v, s))
 	if p.Chart, err = c.chart(r.Context(), v.admin.Org, s); err != nil {
 		return err
 	}
@@ -216,8 +218,8 @@ func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error
 		p.AnyOpenRows = p.AnyOpenRows || row.Open
 		p.Rows = append(p.Rows, row)
 	}
-	newest := s.Sort == "" || s.Sort == string(signals.SortNewest)
-	if newest && s.Cursor == "" && s.Until.IsZero() {
+	if s.Cursor == "" && s.Until.IsZero() {
+		p.Announce = s.Sort != "" && s.Sort != string(signals.SortNewest)
 		p.NewURL = withParam(alertsPath+"/new"+strings.TrimPrefix(s.url(), alertsPath), "after", made.UTC().Format(time.RFC3339Nano))
 	}
 	if found.NextCursor != "" {
@@ -242,7 +244,19 @@ func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error
 	return c.show(w, r, http.StatusOK, "alerts", p)
 }
 
-func (p *alertsPage) filters(s alertState) {
+// accountChip is the filter of one account, as its badge: deleted accounts have one too. An id that is nobody's stays without.
+func (c *Console) accountChip(ctx context.Context, v *visit, s alertState) *chip {
+	if s.Account == "" {
+		return nil
+	}
+	ch := &chip{Label: "One account", URL: s.with(func(s *alertState) { s.Account = "" }).url()}
+	if a, err := c.store.Account(ctx, v.admin.Org, s.Account); err == nil {
+		ch.Badge = &badgeView{Name: a.Name, Environment: a.Environment}
+	}
+	return ch
+}
+
+func (p *alertsPage) filters(s alertState, account *chip) {
 	p.OpenOnly = chip{Label: "Open only", On: !s.All, URL: s.with(func(s *alertState) { s.All = !s.All }).url()}
 	shown := s.severities()
 	for _, severity := range []signals.Severity{signals.Block, signals.Warn, signals.Info} {
@@ -268,8 +282,8 @@ func (p *alertsPage) filters(s alertState) {
 			URL: s.with(func(s *alertState) { s.Environment = value }).url()})
 	}
 	p.Menus = []menu{environment}
-	if s.Account != "" {
-		p.Only = append(p.Only, chip{Label: "One account", URL: s.with(func(s *alertState) { s.Account = "" }).url()})
+	if account != nil {
+		p.Only = append(p.Only, *account)
 	}
 	if s.Type != "" {
 		p.Only = append(p.Only, chip{Label: s.Type, URL: s.with(func(s *alertState) { s.Type = "" }).url()})

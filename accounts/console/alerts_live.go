@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	liveEvery = time.Second      // how often the store is asked what is new, for all viewers of an org together
-	liveAgain = 10 * time.Second // how far each question reaches back: consumers commit out of order
-	liveKeep  = 5 * time.Minute  // how long an arrival is told of; who was away longer reloads
-	liveMost  = 1000             // arrivals taken by one question
+	liveEvery = 500 * time.Millisecond // how often the store is asked what is new, for all viewers of an org together; a page waits as long on top
+	liveAgain = 10 * time.Second       // how far each question reaches back: consumers commit out of order
+	liveKeep  = 5 * time.Minute        // how long an arrival is told of; who was away longer reloads
+	liveMost  = 50_000                 // arrivals told of, so that a flood does not fill the memory
 )
 
-// A liveFeed asks the store once a second what is new, however many pages wait for it.
+// A liveFeed asks the store twice a second what is new, however many pages wait for it.
 type liveFeed struct {
 	mu   sync.Mutex
 	orgs map[string]*orgFeed
@@ -38,7 +38,7 @@ type orgFeed struct {
 // An arrival is an alert with the time at which this process first saw it: pages compare that with the time at which they
 // were made, by the same clock.
 type arrival struct {
-	signals.Alert
+	signals.Arrival
 	seen time.Time
 }
 
@@ -63,7 +63,7 @@ func (l *liveFeed) forget(org string) {
 	f.counted = time.Time{}
 }
 
-// unacknowledged counts open alerts of WARN and above, at most a second late.
+// unacknowledged counts open alerts of WARN and above, at most half a second late.
 func (l *liveFeed) unacknowledged(ctx context.Context, store *signals.Store, org string, now time.Time) (int, error) {
 	f := l.org(org)
 	f.mu.Lock()
@@ -80,7 +80,7 @@ func (l *liveFeed) unacknowledged(ctx context.Context, store *signals.Store, org
 }
 
 // arrived counts what matches and was first seen after a time.
-func (l *liveFeed) arrived(ctx context.Context, store *signals.Store, org string, now, after time.Time, match func(*signals.Alert) bool) (int, error) {
+func (l *liveFeed) arrived(ctx context.Context, store *signals.Store, org string, now, after time.Time, match func(*signals.Arrival) bool) (int, error) {
 	f := l.org(org)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -91,7 +91,7 @@ func (l *liveFeed) arrived(ctx context.Context, store *signals.Store, org string
 	}
 	n := 0
 	for i := range f.recent {
-		if f.recent[i].seen.After(after) && match(&f.recent[i].Alert) {
+		if f.recent[i].seen.After(after) && match(&f.recent[i].Arrival) {
 			n++
 		}
 	}
@@ -111,20 +111,20 @@ func (f *orgFeed) ask(ctx context.Context, store *signals.Store, org string, now
 	if begins {
 		f.last = now.Add(-liveKeep)
 	}
-	found, err := store.Arrived(ctx, org, f.last.Add(-liveAgain), liveMost)
+	found, err := store.Arrived(ctx, org, f.last.Add(-liveAgain))
 	if err != nil {
 		return err
 	}
 	f.asked = now
 	known := map[string]bool{}
 	for i := range f.recent {
-		known[f.recent[i].Event.ID] = true
+		known[f.recent[i].ID] = true
 	}
 	for _, a := range found {
 		if a.StoredAt.After(f.last) {
 			f.last = a.StoredAt
 		}
-		if known[a.Event.ID] {
+		if known[a.ID] {
 			continue
 		}
 		seen := now
@@ -135,23 +135,24 @@ func (f *orgFeed) ask(ctx context.Context, store *signals.Store, org string, now
 	}
 	// What the next question will find again must stay, however old, or it would be taken for new.
 	again := f.last.Add(-liveAgain)
-	f.recent = slices.DeleteFunc(f.recent, func(a arrival) bool { return now.Sub(a.seen) > liveKeep && a.StoredAt.Before(again) })
+	spare := len(f.recent) - liveMost
+	f.recent = slices.DeleteFunc(f.recent, func(a arrival) bool {
+		spare--
+		return (now.Sub(a.seen) > liveKeep || spare >= 0) && a.StoredAt.Before(again)
+	})
 	return nil
 }
 
-// matches reports whether an alert that has just arrived belongs on a page with this filter. All that arrives is open.
-func (s alertState) matches(a *signals.Alert) bool {
-	e := &a.Event
-	environment, account := "", ""
-	if e.Service != nil {
-		environment, account = e.Service.Environment, e.Service.ID
-	}
+// matcher reports whether an alert that has just arrived belongs on a page with this filter. All that arrives is open.
+func (s alertState) matcher() func(*signals.Arrival) bool {
 	f := s.filter()
-	return slices.Contains(f.Severities, e.Severity) &&
-		(len(f.Categories) == 0 || slices.Contains(f.Categories, e.Category)) &&
-		(len(f.Types) == 0 || slices.Contains(f.Types, e.Type)) &&
-		(len(f.Environments) == 0 || slices.Contains(f.Environments, environment)) &&
-		(f.Account == "" || f.Account == account) && !e.DetectedAt.Before(f.Since)
+	return func(a *signals.Arrival) bool {
+		return slices.Contains(f.Severities, a.Severity) &&
+			(len(f.Categories) == 0 || slices.Contains(f.Categories, a.Category)) &&
+			(len(f.Types) == 0 || slices.Contains(f.Types, a.Type)) &&
+			(len(f.Environments) == 0 || slices.Contains(f.Environments, a.Environment)) &&
+			(f.Account == "" || f.Account == a.Account) && !a.DetectedAt.Before(f.Since)
+	}
 }
 
 // alertsNew answers a page that is open: how many signals have arrived that belong on it, and the counter of the menu.
@@ -162,7 +163,7 @@ func (c *Console) alertsNew(w http.ResponseWriter, r *http.Request, v *visit) er
 		return &badRequestError{text: "The address lacks the time of the page."}
 	}
 	now := c.now()
-	n, err := c.live.arrived(r.Context(), c.signals, v.admin.Org, now, after, s.matches)
+	n, err := c.live.arrived(r.Context(), c.signals, v.admin.Org, now, after, s.matcher())
 	if err != nil {
 		return err
 	}

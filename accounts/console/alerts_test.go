@@ -2,6 +2,7 @@ package console_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -157,6 +158,29 @@ func TestArrivals(t *testing.T) {
 	f("&account="+a.ID, 1)
 }
 
+// TestArrivalsOutliveABurst has more arrive at once than one question to the store takes: what comes after must be told of too.
+func TestArrivalsOutliveABurst(t *testing.T) {
+	s := newSite(t)
+	a := s.account(t, "chatbot", auth.Production).Account
+	id := s.session(t, "acme", auth.AIGovernanceView)
+	after := url.QueryEscape(time.Now().Add(-time.Second).UTC().Format(time.RFC3339Nano))
+	const burst = 1500
+	batch := make([]signals.Received, burst)
+	for i := range batch {
+		batch[i] = received(t, a, "pii_detected", signals.ContentSafety, signals.Warn, 0)
+	}
+	if n, err := s.signals.Put(t.Context(), batch); err != nil || n != burst {
+		t.Fatalf("stored %d: %v", n, err)
+	}
+	for want := burst; want < burst+3; want++ {
+		s.do(t, id, http.MethodGet, "/ai/alerts", nil) // asks the store at once
+		if got := s.do(t, id, http.MethodGet, "/ai/alerts/new?after="+after, nil); !strings.HasPrefix(got.body, fmt.Sprintf(`{"new":%d,`, want)) {
+			t.Errorf("%s, want %d new", got.body, want)
+		}
+		s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, 0)
+	}
+}
+
 // TestAlertsStory is the inbox in a real browser: a signal arrives by itself, shows its badge, and is resolved and taken back.
 func TestAlertsStory(t *testing.T) {
 	b, s := newBrowser(t), newSite(t)
@@ -210,8 +234,26 @@ func TestAlertsStory(t *testing.T) {
 	tb.do(chromedp.Reload())
 	tb.wait(`document.body?.innerText.includes("No signal matches") && location.search.includes("cat%3Abudget")`)
 
-	// Bulk, with one note.
-	tb.open("/ai/alerts?open=all")
+	// In another order it is announced, and stands in its place when asked for.
+	tb.open("/ai/alerts?open=all&sort=type&account=" + a.ID)
+	tb.wait(`document.querySelectorAll("a.row").length === 2`)
+	if got := tb.eval(`document.querySelector(".chips .badge").innerText`); !strings.Contains(got, "nightly-digest-summariser") || !strings.Contains(got, "production") {
+		t.Errorf("the filter of an account is called %q", got)
+	}
+	s.raise(t, a, "agent_loop", signals.Operational, signals.Warn, 0)
+	tb.wait(`document.querySelector("[data-arrivals] button")?.innerText.includes("1 new signal")`)
+	if got := tb.eval(`document.querySelectorAll("a.row").length`); got != "2" {
+		t.Errorf("what arrived moved the list: %s rows", got)
+	}
+	tb.click("[data-arrivals] button")
+	tb.wait(`document.querySelector("a.row").innerText === "agent_loop"`)
+	tb.click(`tbody tr:nth-child(1) a.row`)
+	tb.wait(modal)
+	tb.click(`dialog button[value="acknowledged"]`)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Acknowledged")`)
+
+	// Bulk, with one note, taken back and done again.
+	tb.open("/ai/alerts?open=all&type=forecast_breach,pii_detected")
 	tb.wait(`document.querySelectorAll("a.row").length === 2`)
 	s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, 0)
 	s.raise(t, a, "pii_detected", signals.ContentSafety, signals.Warn, 0)
@@ -221,8 +263,25 @@ func TestAlertsStory(t *testing.T) {
 	tb.wait(`getComputedStyle(document.querySelector(".bulk")).display === "flex"`)
 	tb.axe("bulk")
 	tb.shot("alerts-bulk")
+	tb.do(chromedp.SendKeys(chromedp.CSS("#bulk-note"), "for the privacy desk"))
+	picked := strings.Fields(tb.eval(`[...document.querySelectorAll("input[name=ids]:checked")].map((box) => box.value).join(" ")`))
 	tb.click(`.bulk button[value="escalated"]`)
 	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Escalated 2 signals.")`)
+	stand := func(resolution signals.Resolution, note string) {
+		t.Helper()
+		if len(picked) != 2 {
+			t.Fatalf("picked %q", picked)
+		}
+		for _, id := range picked {
+			if got, err := s.signals.Alert(t.Context(), "acme", id); err != nil || got.Resolution != resolution || got.Note != note {
+				t.Errorf("%s stands as %q, note %q: %v", id, got.Resolution, got.Note, err)
+			}
+		}
+	}
+	stand(signals.Escalated, "for the privacy desk")
+	tb.click(`[data-toast] button`)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Reopened 2 signals.")`)
+	stand("", "")
 
 	// The trail has them all.
 	tb.open(listPath + "/" + a.ID)

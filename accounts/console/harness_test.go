@@ -257,8 +257,8 @@ func (s *site) seed(t *testing.T, many int) {
 	}
 }
 
-// raise stores a signal about an account, as the alerts consumer does, and returns its id.
-func (s *site) raise(t *testing.T, a accounts.Account, kind string, category signals.Category, severity signals.Severity, ago time.Duration) string {
+// received is a signal about an account, as it stands on the topic.
+func received(t *testing.T, a accounts.Account, kind string, category signals.Category, severity signals.Severity, ago time.Duration) signals.Received {
 	t.Helper()
 	at := time.Now().Add(-ago).UTC().Truncate(time.Millisecond)
 	e := &signals.Event{
@@ -275,10 +275,17 @@ func (s *site) raise(t *testing.T, a accounts.Account, kind string, category sig
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.signals.Put(t.Context(), []signals.Received{{Event: e, Value: value}}); err != nil || n != 1 {
+	return signals.Received{Event: e, Value: value}
+}
+
+// raise stores a signal about an account, as the alerts consumer does, and returns its id.
+func (s *site) raise(t *testing.T, a accounts.Account, kind string, category signals.Category, severity signals.Severity, ago time.Duration) string {
+	t.Helper()
+	r := received(t, a, kind, category, severity, ago)
+	if n, err := s.signals.Put(t.Context(), []signals.Received{r}); err != nil || n != 1 {
 		t.Fatalf("stored %d: %v", n, err)
 	}
-	return e.ID
+	return r.Event.ID
 }
 
 // seedSignals raises some of every sort on what seed made.

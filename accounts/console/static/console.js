@@ -270,7 +270,7 @@
       if (menu) $(".side nav").replaceChildren(...[...menu.childNodes].map((n) => document.adoptNode(n)));
       wire(live);
     };
-    const reading = () => scrollY > 8 || $("dialog[open]") || $("input[name=ids]:checked", live) || $("table:hover", live) || live.contains(document.activeElement);
+    const reading = () => "announce" in live.dataset || scrollY > 8 || $("dialog[open]") || $("input[name=ids]:checked", live) || $("table:hover", live) || live.contains(document.activeElement);
     let told = 0;
     const look = async () => {
       try {
@@ -299,9 +299,9 @@
           }
         }
       } catch { /* the next look may do better */ }
-      setTimeout(look, 1000);
+      setTimeout(look, 500);
     };
-    setTimeout(look, 1000);
+    setTimeout(look, 500);
   }
 
   // ── Single-key shortcuts, which can be switched off ──
