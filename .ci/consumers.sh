@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the consumers of deploy/docs/consumer against `sluice dev`: each prints a signal once, although it was sent twice.
+# Runs the consumers of deploy/docs/consumer against `sluice dev`: each prints a signal once, although it was sent twice, and passes by what is no event.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONDONTWRITEBYTECODE=1
@@ -34,10 +34,20 @@ until [ -s "$work/dev.json" ]; do
   sleep 0.1
 done
 field() { "$python/bin/python" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$work/dev.json" "$1"; }
+broker=$(field kafka)
+"$python/bin/python" - "$broker" <<'PYTHON'
+import sys
+from confluent_kafka import Producer
+producer = Producer({"bootstrap.servers": sys.argv[1]})
+for partition in range(len(producer.list_topics("ai_signals").topics["ai_signals"].partitions)):
+    for value in (b"no JSON", b"{}", b"[1]", b"null", b'{"id":[]}', b'{"id":"x","severity":1,"type":2,"subject":"me"}', None):
+        producer.produce("ai_signals", value, "acme", partition=partition)
+if producer.flush(20):
+    sys.exit("the poison was not written")
+PYTHON
 for _ in 1 2; do
   curl --fail-with-body -sS -H "x-flowstate-key: $(field key)" --json '{"type":"forecast_breach","id":"run-42"}' "$(field edge)/v1/signals" >/dev/null
 done
-broker=$(field kafka)
 "$work/consumer" "$broker" >"$work/go.out" 2>"$work/go.err" &
 pids+=($!)
 "$python/bin/python" deploy/docs/consumer/consumer.py "$broker" >"$work/python.out" 2>"$work/python.err" &
@@ -58,6 +68,11 @@ for name in go python; do
   done
   if [ "$(grep -cxF "$want" "$work/$name.out")" != 1 ] || ! grep -q wasteful_prompting "$work/$name.out"; then
     echo "the $name consumer printed:"
+    cat "$work/$name.out" "$work/$name.err"
+    exit 1
+  fi
+  if [ "$(wc -l <"$work/$name.out")" != 2 ] || ! grep -q 'is not an event' "$work/$name.err"; then
+    echo "the $name consumer took what is no event for one, or did not say so:"
     cat "$work/$name.out" "$work/$name.err"
     exit 1
   fi

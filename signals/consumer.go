@@ -5,7 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,7 +24,7 @@ type ConsumerConfig struct {
 	Store   *Store
 
 	// DeadLetter keeps a message that can never be read. It returns nil only when the message is acknowledged by all in-sync
-	// replicas of the dead letters' topic: the offset is committed after that.
+	// replicas of the dead letters' topic: the offset is committed after that. ErrTooLarge: it will never take one of that size.
 	DeadLetter func(ctx context.Context, m DeadLetter) error
 
 	Batch  int           // most messages in one transaction; default 500
@@ -35,7 +37,11 @@ type ConsumerConfig struct {
 	Logger     *slog.Logger
 }
 
-// A DeadLetter is a message that could not be read, as it was, with headers that say where it stood and why it is here.
+// ErrTooLarge is what ConsumerConfig.DeadLetter says of a message that no retry makes fit.
+var ErrTooLarge = errors.New("the message is too large")
+
+// A DeadLetter is a message that could not be read, as it was, with headers that say where it stood and why it is here. One that with
+// them is too large is cut, and sluice-dead-bytes says how large its value was.
 type DeadLetter struct {
 	Key     []byte
 	Value   []byte
@@ -277,17 +283,21 @@ func (c *Consumer) bury(ctx context.Context, m kafka.Message, why error) bool {
 	d.Headers = append(d.Headers,
 		Header{"sluice-dead-reason", []byte(why.Error())}, Header{"sluice-dead-topic", []byte(m.Topic)},
 		Header{"sluice-dead-partition", []byte(strconv.Itoa(m.Partition))}, Header{"sluice-dead-offset", []byte(strconv.FormatInt(m.Offset, 10))})
-	wait := retryMin
+	cut, wait := false, retryMin
 	for {
 		err := c.cfg.DeadLetter(ctx, d)
 		if err == nil {
 			c.metrics.paused.Set(0)
 			c.metrics.dead.Inc()
-			c.cfg.Logger.Error("signal cannot be read; it is in the dead letters", "partition", m.Partition, "offset", m.Offset, "error", why)
+			c.cfg.Logger.Error("signal cannot be read; it is in the dead letters", "partition", m.Partition, "offset", m.Offset, "error", why, "cut", cut)
 			return true
 		}
 		if ctx.Err() != nil {
 			return false
+		}
+		if errors.Is(err, ErrTooLarge) && d.cut(len(m.Value)) {
+			cut = true
+			continue
 		}
 		c.metrics.deadFails.Inc()
 		c.metrics.paused.Set(1)
@@ -297,6 +307,27 @@ func (c *Consumer) bury(ctx context.Context, m kafka.Message, why error) bool {
 		}
 		wait = min(2*wait, retryMax)
 	}
+}
+
+const deadBytes = "sluice-dead-bytes"
+
+// cut makes a dead letter smaller: it halves the value, and then drops what the message had beside it. It returns false when nothing is left to go.
+func (d *DeadLetter) cut(was int) bool {
+	own := func(h Header) bool { return !strings.HasPrefix(h.Key, "sluice-dead-") }
+	switch {
+	case len(d.Value) > 0:
+		d.Value = d.Value[:len(d.Value)/2]
+	case slices.ContainsFunc(d.Headers, own):
+		d.Headers = slices.DeleteFunc(d.Headers, own)
+	case len(d.Key) > 0:
+		d.Key = nil
+	default:
+		return false
+	}
+	if d.Headers[len(d.Headers)-1].Key != deadBytes {
+		d.Headers = append(d.Headers, Header{deadBytes, []byte(strconv.Itoa(was))})
+	}
+	return true
 }
 
 // commit says that a batch is settled. One that fails is read again by whoever has the partition next, and stored once all

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -106,10 +107,11 @@ func eventually(t testing.TB, what string, f func() error) {
 	}
 }
 
-// letters keeps dead letters, and refuses the first few.
+// letters keeps dead letters, and refuses the first few, and those over a limit.
 type letters struct {
 	mu     sync.Mutex
 	refuse int
+	limit  int // 0: none
 	kept   []DeadLetter
 }
 
@@ -119,6 +121,13 @@ func (l *letters) keep(_ context.Context, d DeadLetter) error {
 	if l.refuse > 0 {
 		l.refuse--
 		return errors.New("no leader")
+	}
+	size := len(d.Key) + len(d.Value)
+	for _, h := range d.Headers {
+		size += len(h.Key) + len(h.Value)
+	}
+	if l.limit > 0 && size > l.limit {
+		return fmt.Errorf("%w: %d bytes", ErrTooLarge, size)
 	}
 	l.kept = append(l.kept, d)
 	return nil
@@ -244,6 +253,48 @@ func TestConsumer(t *testing.T) {
 			t.Errorf("%d dead letters after a restart", len(l.all()))
 		}
 	})
+}
+
+// TestConsumerCutsWhatIsTooLarge has poison that the dead letters' topic takes only without the headers that go with it, or never whole.
+func TestConsumerCutsWhatIsTooLarge(t *testing.T) {
+	s := fakeStream(t)
+	w := newWorld(t, SQLite)
+	const limit = 64 << 10
+	l := &letters{limit: limit}
+	large, larger := bytes.Repeat([]byte("x"), limit-10), bytes.Repeat([]byte("y"), 5*limit)
+	s.send(t, large, larger)
+	s.send(t, values(0, 3)...)
+	consume(t, s, w.Store, l, nil)
+	w.awaitCount(t, 3)
+	kept := l.all()
+	if len(kept) != 2 {
+		t.Fatalf("%d dead letters, want 2", len(kept))
+	}
+	for _, d := range kept {
+		was := large
+		if d.Value[0] == 'y' {
+			was = larger
+		}
+		size := ""
+		for _, h := range d.Headers {
+			if h.Key == "sluice-dead-bytes" {
+				size += string(h.Value)
+			}
+		}
+		if size != strconv.Itoa(len(was)) || len(d.Value) < limit/4 || !bytes.HasPrefix(was, d.Value) {
+			t.Errorf("%d bytes of %d are kept, said to have been %q", len(d.Value), len(was), size)
+		}
+	}
+	// Headers and key go last, and when nothing is left it is said.
+	d := DeadLetter{Key: []byte("k"), Value: []byte("v"), Headers: []Header{{"ce_id", []byte("x")}, {"sluice-dead-reason", nil}}}
+	for range 3 {
+		if !d.cut(1) {
+			t.Fatal("nothing to cut")
+		}
+	}
+	if d.Key != nil || len(d.Value) > 0 || len(d.Headers) != 2 || d.Headers[1].Key != "sluice-dead-bytes" || d.cut(1) {
+		t.Errorf("left: %+v", d)
+	}
 }
 
 func TestConsumerWaitsForItsStore(t *testing.T) {

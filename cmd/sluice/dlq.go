@@ -26,6 +26,7 @@ const (
 	deadTopic     = "sluice-dead-topic"
 	deadPartition = "sluice-dead-partition"
 	deadOffset    = "sluice-dead-offset"
+	deadBytes     = "sluice-dead-bytes" // how large the value was; only where it had to be cut
 	deadHeaders   = "sluice-dead-"
 	replayedName  = "flowstate-replayed"
 )
@@ -138,7 +139,7 @@ func newDLQReplay() *cobra.Command {
 		Long: "Send dead letters to the signals topic again, after what made them unreadable was mended: with the key, the value and the headers that they had, the same\n" +
 			"flowstate-msg-id and id among them, by which consumers drop duplicates, and flowstate-replayed: 1. Name them by offsets, or say --all. Each is acknowledged by\n" +
 			"all in-sync replicas before the next is sent, and named when it is. They stay among the dead letters: to replay one twice sends it twice. One that still\n" +
-			"cannot be read comes back as a new dead letter.",
+			"cannot be read comes back as a new dead letter. One that had to be cut to be kept is left out: what is missing of it cannot be sent.",
 		Example: "  sluice dlq replay --all --dry-run\n  sluice dlq replay --partition 0 --from 10 --to 17"}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ranged := cmd.Flags().Changed("partition") || cmd.Flags().Changed("from") || cmd.Flags().Changed("to")
@@ -188,21 +189,29 @@ func (f *dlqFlags) replay(cmd *cobra.Command) error {
 		}()
 	}
 	out := cmd.OutOrStdout()
-	n := 0
+	n, left := 0, 0
 	var at kafka.Message
 	err = f.each(cmd.Context(), k, func(m kafka.Message) error {
 		at = m
-		if producer != nil {
+		isCut := headerOf(m, deadBytes) != ""
+		if producer != nil && !isCut {
 			if err := producer.Produce(cmd.Context(), []ingest.Message{replayed(m, f.cfg.topics.signals)}); err != nil {
 				return err
 			}
 		}
-		n++
+		if isCut {
+			left++
+		} else {
+			n++
+		}
 		if f.asJSON {
-			return json.NewEncoder(out).Encode(replayLine{m.Partition, m.Offset, headerOf(m, "flowstate-org"), len(m.Value), producer != nil})
+			return json.NewEncoder(out).Encode(replayLine{m.Partition, m.Offset, headerOf(m, "flowstate-org"), len(m.Value), producer != nil && !isCut})
 		}
 		what := "would be sent"
-		if producer != nil {
+		switch {
+		case isCut:
+			what = "left out: it was cut from " + headerOf(m, deadBytes) + " bytes"
+		case producer != nil:
 			what = "sent"
 		}
 		_, err := fmt.Fprintf(out, "%d/%d  %s  %d bytes  %s\n", m.Partition, m.Offset, dash(headerOf(m, "flowstate-org")), len(m.Value), what)
@@ -218,6 +227,9 @@ func (f *dlqFlags) replay(cmd *cobra.Command) error {
 		}
 		return fmt.Errorf("%d dead letters were sent to %s, and no more: %d/%d was not acknowledged%s: %w. Go on with --partition %d --from %d, then the partitions after it",
 			n, f.cfg.topics.signals, at.Partition, at.Offset, maybe, err, at.Partition, at.Offset)
+	}
+	if left > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%d dead letters were left out: they are not whole.\n", left)
 	}
 	if f.dryRun {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Dry run: %d dead letters would be sent to %s, none was.\n", n, f.cfg.topics.signals)

@@ -178,7 +178,11 @@ func (p *process) deadLetter(ctx context.Context, m signals.DeadLetter) error {
 	for _, h := range m.Headers {
 		msg.Headers = append(msg.Headers, ingest.Header(h))
 	}
-	return p.producer.Produce(ctx, []ingest.Message{msg})
+	err := p.producer.Produce(ctx, []ingest.Message{msg})
+	if refused := (*ingest.RefusedError)(nil); errors.As(err, &refused) && len(refused.TooLarge) > 0 {
+		return fmt.Errorf("%w: %w", signals.ErrTooLarge, err)
+	}
+	return err
 }
 
 // runSignals follows policy, counts what is dropped, moves events into Alerts and removes old ones, until ctx ends.

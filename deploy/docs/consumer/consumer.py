@@ -37,12 +37,13 @@ def main(brokers: str) -> None:
             continue
         try:
             event = json.loads(message.value())  # members may be added; ignore those you do not know
-        except ValueError as error:
-            print(f"offset {message.offset()} is not an event: {error}", file=sys.stderr)
+            key, line = str(event["id"]), f'{event["severity"]} {event["type"]} - {event["subject"]["label"]}'
+        except (ValueError, TypeError, KeyError) as error:  # no JSON, or JSON of another shape: pass it by, or it comes again for ever
+            print(f"offset {message.offset()} is not an event: {error!r}", file=sys.stderr)
         else:
-            if event["id"] not in seen:
-                seen.add(event["id"])
-                print(event["severity"], event["type"], "-", event["subject"]["label"], flush=True)
+            if key not in seen:
+                seen.add(key)
+                print(line, flush=True)
         consumer.commit(message, asynchronous=False)
     consumer.close()
 
