@@ -3,6 +3,7 @@ package signals
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -40,14 +41,17 @@ type PoliciesConfig struct {
 
 // Policies holds the active policy of every org, follows what is activated, and answers the Decider. A policy, once read,
 // stays in force until another is read: an outage of the database changes nothing. Orgs are read one by one: where one org's
-// policy cannot be read or compiled, that org keeps what it had, or what Redis had of it, and the others go on. Until any has
-// been read from anywhere, signals are decided without policy, and counted.
+// policy cannot be read or compiled, that org keeps what it had, or what Redis had of it, and the others go on. What one look had no
+// time for comes with the next. Until any has been read from anywhere, signals are decided without policy, and counted.
 type Policies struct {
 	cfg     PoliciesConfig
 	current atomic.Pointer[map[string]*Policy] // nil: never read; swapped whole, never written
 	mu      sync.Mutex                         // one look at a time; guards what follows
 	broken  map[string]int64                   // versions that do not compile here, so that each is reported once
 	unread  map[string]int64                   // versions that could not be read at the last look, so that each is reported once
+	turn    int                                // which of these is tried first, so that one that hangs keeps no other waiting for ever
+	rescued bool                               // what Redis has was looked through
+	unkept  bool                               // something changed since Redis was told
 	metrics policyMetrics
 }
 
@@ -59,8 +63,12 @@ type policyMetrics struct {
 	lastRead, orgs, behind                      prometheus.Gauge
 }
 
-// lookTimeout bounds one look at the database or Redis.
-const lookTimeout = 2 * time.Second
+const (
+	lookTimeout = 2 * time.Second // one look at the database or Redis
+	// orgTimeout bounds the read of one org's policy, and in all what one look spends on orgs that could not be read before: a new version of
+	// another org is still in force within a second.
+	orgTimeout = 400 * time.Millisecond
+)
 
 // NewPolicies returns Policies that know nothing yet: call Refresh, or Run.
 func NewPolicies(cfg PoliciesConfig) *Policies {
@@ -157,13 +165,9 @@ func (p *Policies) Refresh(ctx context.Context) {
 	defer p.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	changed, err := p.read(ctx)
+	err := p.read(ctx)
 	if err == nil {
 		p.metrics.readDatabase.Inc()
-		p.metrics.lastRead.SetToCurrentTime()
-		if changed {
-			p.remember(ctx)
-		}
 		return
 	}
 	if ctx.Err() == nil || p.current.Load() == nil {
@@ -176,14 +180,16 @@ func (p *Policies) Refresh(ctx context.Context) {
 	p.metrics.readFailed.Inc()
 }
 
-// read brings what is in force up to date with the database, and reports whether anything changed.
-func (p *Policies) read(ctx context.Context) (bool, error) {
+// read brings what is in force up to date with the database, as far as there is time.
+func (p *Policies) read(ctx context.Context) error {
 	if p.cfg.Versions == nil {
-		return p.swap(map[string]*Policy{}), nil
+		p.swap(map[string]*Policy{})
+		p.metrics.lastRead.SetToCurrentTime()
+		return nil
 	}
 	versions, err := p.cfg.Versions(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	next := map[string]*Policy{}
 	if old := p.current.Load(); old != nil {
@@ -194,47 +200,94 @@ func (p *Policies) read(ctx context.Context) (bool, error) {
 			delete(next, org)
 		}
 	}
-	for org, version := range versions {
-		if old := next[org]; old != nil && old.Version >= version {
-			continue // two looks may answer out of order; a version is never taken back
-		}
-		if p.broken[org] == version {
-			continue
-		}
-		active, err := p.cfg.Active(ctx, org)
-		if ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		if err != nil {
-			p.metrics.orgFailed.Inc()
-			if p.unread[org] != version {
-				p.unread[org] = version
-				p.cfg.Logger.Error("active policy of an org cannot be read; what it had stays in force", "org", org, "version", version, "error", err)
-			}
-			continue
-		}
-		delete(p.unread, org)
-		p.take(next, active)
+	maps.DeleteFunc(p.unread, func(org string, _ int64) bool { return versions[org] == 0 })
+	due, again := p.due(next, versions)
+	left := p.readOrgs(ctx, next, versions, due)
+	if len(again) > 0 {
+		p.unkept = p.swap(maps.Clone(next)) || p.unkept // what was read waits for none that may hang
+		short, cancel := context.WithTimeout(ctx, orgTimeout)
+		defer cancel()
+		left += p.readOrgs(short, next, versions, again)
 	}
-	p.rescue(ctx, next, versions)
+	p.rescue(next, versions)
 	p.metrics.behind.Set(float64(behind(next, versions)))
-	return p.swap(next), nil
+	if left > 0 && len(next) == 0 {
+		return ctx.Err() // no time for a single one: that is as if nothing could be read
+	}
+	p.unkept = p.swap(next) || p.unkept
+	if left == 0 {
+		p.metrics.lastRead.SetToCurrentTime()
+		p.remember()
+	}
+	return nil
+}
+
+// due are the orgs whose version in force is not here, and apart those that could not be read before.
+func (p *Policies) due(in map[string]*Policy, versions map[string]int64) (due, again []string) {
+	for org, version := range versions {
+		old := in[org]
+		switch {
+		case old != nil && old.Version >= version: // two looks may answer out of order; a version is never taken back
+		case p.broken[org] == version:
+		case p.unread[org] != 0:
+			again = append(again, org)
+		default:
+			due = append(due, org)
+		}
+	}
+	slices.Sort(due)
+	slices.Sort(again)
+	if len(again) > 0 {
+		p.turn++
+		first := p.turn % len(again)
+		again = append(again[first:], again[:first]...)
+	}
+	return due, again
+}
+
+// readOrgs reads and compiles policies into next until ctx ends, and returns how many it did not come to.
+func (p *Policies) readOrgs(ctx context.Context, next map[string]*Policy, versions map[string]int64, orgs []string) int {
+	for i, org := range orgs {
+		if ctx.Err() != nil {
+			return len(orgs) - i
+		}
+		one, cancel := context.WithTimeout(ctx, orgTimeout)
+		active, err := p.cfg.Active(one, org)
+		cancel()
+		if err == nil {
+			delete(p.unread, org)
+			p.take(next, active)
+			continue
+		}
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return len(orgs) - i // the process ends, which is no fault of the org
+		}
+		p.metrics.orgFailed.Inc()
+		if p.unread[org] != versions[org] {
+			p.unread[org] = versions[org]
+			p.cfg.Logger.Error("active policy of an org cannot be read; what it had stays in force", "org", org, "version", versions[org], "error", err)
+		}
+	}
+	return 0
 }
 
 // rescue gives orgs that have a policy which could not be taken, and had none before, what Redis has of them.
-func (p *Policies) rescue(ctx context.Context, next map[string]*Policy, versions map[string]int64) {
-	if p.current.Load() != nil || p.cfg.Recall == nil {
+func (p *Policies) rescue(next map[string]*Policy, versions map[string]int64) {
+	if p.rescued || p.cfg.Recall == nil {
 		return
 	}
 	lost := func(org string) bool { return versions[org] != 0 && next[org] == nil }
 	if !slices.ContainsFunc(slices.Collect(maps.Keys(versions)), lost) {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout) // of its own, like recall's
+	defer cancel()
 	all, err := p.recalled(ctx)
 	if err != nil {
 		p.cfg.Logger.Warn("active policies cannot be read from Redis", "error", err)
 		return
 	}
+	p.rescued = true
 	for _, active := range all {
 		if lost(active.Org) && p.broken[active.Org] != active.Version {
 			p.take(next, active)
@@ -277,10 +330,13 @@ func (p *Policies) swap(next map[string]*Policy) bool {
 }
 
 // remember keeps what is in force in Redis, best effort: the database has it.
-func (p *Policies) remember(ctx context.Context) {
-	if p.cfg.Remember == nil {
+func (p *Policies) remember() {
+	if p.cfg.Remember == nil || !p.unkept {
 		return
 	}
+	p.unkept = false
+	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout) // of its own, like recall's
+	defer cancel()
 	current := *p.current.Load()
 	all := []ActivePolicy{}
 	for org, policy := range current {

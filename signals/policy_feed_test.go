@@ -3,6 +3,7 @@ package signals
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,8 @@ type truth struct {
 	away      bool
 	redisOff  bool
 	illegible map[string]bool // orgs whose policy cannot be read
+	hanging   map[string]bool // orgs whose read does not return
+	slow      time.Duration   // of each read
 }
 
 func (tr *truth) set(org string, version int64, action Action) {
@@ -53,7 +56,21 @@ func (tr *truth) policies(t *testing.T, reg prometheus.Registerer) *Policies {
 			}
 			return out, nil
 		},
-		Active: func(_ context.Context, org string) (ActivePolicy, error) {
+		Active: func(ctx context.Context, org string) (ActivePolicy, error) {
+			tr.mu.Lock()
+			hangs, slow := tr.hanging[org], tr.slow
+			tr.mu.Unlock()
+			if hangs {
+				<-ctx.Done()
+				return ActivePolicy{}, ctx.Err()
+			}
+			if slow > 0 {
+				select {
+				case <-ctx.Done():
+					return ActivePolicy{}, ctx.Err()
+				case <-time.After(slow):
+				}
+			}
 			tr.mu.Lock()
 			defer tr.mu.Unlock()
 			if tr.illegible[org] {
@@ -204,6 +221,57 @@ func TestOneOrgsPolicyHoldsUpNobody(t *testing.T) {
 				t.Errorf("mended: %s, %v behind", got, testutil.ToFloat64(p.metrics.behind))
 			}
 		})
+	}
+}
+
+// Orgs whose policy never arrives hold up nobody: a version of another org is in force within a second all the same.
+func TestHangingOrgsHoldUpNobody(t *testing.T) {
+	var tr truth
+	tr.hanging = map[string]bool{}
+	for _, org := range []string{"a1", "a2", "a3", "a4", "a5", "a6", "b"} {
+		tr.set(org, 1, ActionBlock)
+		tr.hanging[org] = org != "b"
+	}
+	p := tr.policies(t, nil)
+	p.Refresh(t.Context())
+	p.Refresh(t.Context())
+	if got := rule1(p, "b"); got != "BLOCK" {
+		t.Fatalf("the one that can be read: %q", got)
+	}
+	tr.set("b", 2, ActionWarn)
+	began := time.Now()
+	p.Refresh(t.Context())
+	if got, took := rule1(p, "b"), time.Since(began); got != "WARN" || took > time.Second {
+		t.Errorf("a new version: %q, after %v", got, took)
+	}
+	// One of them comes to itself, whichever it is.
+	tr.do(func() { tr.hanging["a4"] = false })
+	for range 6 {
+		p.Refresh(t.Context())
+	}
+	if got := rule1(p, "a4"); got != "BLOCK" {
+		t.Errorf("read again: %q", got)
+	}
+}
+
+// A load that takes longer than one look goes on with the next, without Redis too.
+func TestALargeLoadMakesProgress(t *testing.T) {
+	tr := truth{slow: 30 * time.Millisecond, redisOff: true}
+	const orgs = 100
+	for i := range orgs {
+		tr.set(fmt.Sprintf("org-%03d", i), 1, ActionBlock)
+	}
+	reg := prometheus.NewRegistry()
+	p := tr.policies(t, reg)
+	p.Refresh(t.Context())
+	if !p.Ready() || rule1(p, "org-000") != "BLOCK" || testutil.ToFloat64(p.metrics.behind) == 0 {
+		t.Fatalf("after one look: ready %v, %v behind", p.Ready(), testutil.ToFloat64(p.metrics.behind))
+	}
+	for range 3 {
+		p.Refresh(t.Context())
+	}
+	if behind := testutil.ToFloat64(p.metrics.behind); behind != 0 || rule1(p, "org-099") != "BLOCK" {
+		t.Errorf("%v orgs are still behind", behind)
 	}
 }
 
