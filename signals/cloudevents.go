@@ -16,7 +16,8 @@ const eventType = "application/cloudevents+json"
 // Data in the shape of an item (it has a member "type") is read as the item; then the event's own type is the name of the
 // event, with a dot in it (inc.flowstate.signal.v1), or says the same. Without such data the event's type is the signal's
 // type, and its data the details. The event's id and time stand where the item names none. A plain event type beside
-// another type in the data is refused: nobody can say which of the two the filter should believe.
+// another type in the data is refused: nobody can say which of the two the filter should believe. So is, by the Decider, one with
+// a dot that it knows as a type.
 func (p *parser) cloudEvent(r *Raised, obj []byte) string {
 	var (
 		seen                                         names
@@ -97,10 +98,12 @@ func (p *parser) eventData(r *Raised, kind string, data []byte) {
 		return
 	}
 	p.object(r, data)
+	name, ok := NormaliseType(kind)
 	if strings.Contains(kind, ".") {
+		r.eventType = name
 		return
 	}
-	if name, ok := NormaliseType(kind); !ok || name != r.Type {
+	if !ok || name != r.Type {
 		r.fail(DuplicateField, "the event's type %s and data.type %s differ: name the signal's type once", quoted(kind), quoted(r.Sent))
 	}
 }

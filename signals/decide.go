@@ -60,6 +60,13 @@ func NewDecider(cfg DeciderConfig) (*Decider, error) {
 	return &Decider{cfg: cfg}, nil
 }
 
+// withoutPolicy decides all but the policy, which counts what it decides.
+func (d *Decider) withoutPolicy() *Decider {
+	cfg := d.cfg
+	cfg.Policy = nil
+	return &Decider{cfg: cfg}
+}
+
 // Taxonomy is what the Decider knows of types.
 func (d *Decider) Taxonomy() *Taxonomy { return d.cfg.Taxonomy }
 
@@ -84,6 +91,10 @@ func (d *Decider) Decide(ctx context.Context, p *auth.Principal, r *Raised, rece
 		return Verdict{Outcome: Invalid, Reason: r.Fault.Reason, Detail: r.Fault.Detail, Type: r.name()}
 	}
 	st := d.cfg.Taxonomy.Resolve(r.Type)
+	if r.eventType != "" && d.cfg.Taxonomy.Known(r.eventType) && d.cfg.Taxonomy.Resolve(r.eventType).Type != st.Type {
+		return Verdict{Outcome: Invalid, Reason: DuplicateField, Type: st.Type,
+			Detail: "the event's type says " + r.eventType + ", and data.type says " + st.Type + ": name the signal's type once"}
+	}
 	s, bad := d.subject(ctx, p, r.Subject, st)
 	if bad != nil {
 		bad.Type = st.Type

@@ -244,6 +244,11 @@ func TestSubjects(t *testing.T) {
 	// An account called a person is no way past the filter.
 	f(d, PersonalUse, SubjectRef{Kind: "person", ID: "sa_1"}, Invalid, "service account's", "")
 	f(d, PersonalUse, SubjectRef{Kind: "turn", ID: "t", Owner: &OwnerRef{"person", "sa_2"}}, Invalid, "service account's", "")
+	for _, typ := range []string{AbusePattern, "forecast_breach", KeyMisuseDetected, "unheard_of"} { // nor past its abuse detection, its badge and its cap
+		f(d, typ, SubjectRef{Kind: "person", ID: "sa_1"}, Invalid, "service account's", "")
+		f(d, typ, SubjectRef{Kind: "person", ID: "SA_01A20AB0F59B2FDE6942CF7CE081B829"}, Invalid, "service account's", "")
+		f(d, typ, SubjectRef{Kind: "session", ID: "s", Owner: &OwnerRef{"person", "sa_2"}}, Invalid, "service account's", "")
+	}
 
 	f(d, "forecast_breach", SubjectRef{Kind: "service_account", ID: "sa_3"}, Invalid, "no such service account", "")
 	f(d, "forecast_breach", SubjectRef{Kind: "service_account", ID: "sa_9"}, Invalid, "no such service account", "")

@@ -221,6 +221,29 @@ func TestParseCloudEvents(t *testing.T) {
 	f(`{"specversion":"1.0","id":"1","source":"/b","type":"a","data_base64":"%%"}`, Malformed)
 }
 
+// TestCloudEventOfTwoTypes: the event's own type, spelt with dots, is no way past the filter for the type that it names.
+func TestCloudEventOfTwoTypes(t *testing.T) {
+	tax := testTaxonomy(t, TaxonomyConfig{PersonsOnly: []string{"holiday_request"}})
+	d := testDecider(t, DeciderConfig{Taxonomy: tax})
+	for kind, want := range map[string]Outcome{
+		"personal.use.company.account":     Invalid,
+		"Personal.Use-Company_Account":     Invalid,
+		"personal.usecompanyaccount":       Invalid,
+		"holiday.request":                  Invalid, // known by configuration
+		"pii.detected":                     Invalid,
+		"forecast.breach":                  Accepted,
+		"inc.flowstate.signal.v1":          Accepted,
+		"com.example.billing.budget.alert": Accepted,
+	} {
+		for _, data := range []string{`"data":{"type":"forecast_breach"}`, `"data_base64":"eyJ0eXBlIjoiZm9yZWNhc3RfYnJlYWNoIn0="`} {
+			r := one(t, "application/cloudevents+json", `{"specversion":"1.0","id":"1","source":"/b","type":"`+kind+`",`+data+`}`)
+			if v := d.Decide(t.Context(), service("sa_1", "digest", "production", true), &r, received); v.Outcome != want || want == Invalid && v.Reason != DuplicateField {
+				t.Errorf("%s beside forecast_breach: %s %s %q, want %s", kind, v.Outcome, v.Reason, v.Detail, want)
+			}
+		}
+	}
+}
+
 func TestEventIDs(t *testing.T) {
 	id := func(org, kind, subject string, r Raised) string { return eventID(org, kind, subject, r.identity) }
 	items := func(contentType, body, key string) []Raised {

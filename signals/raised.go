@@ -70,7 +70,8 @@ type Raised struct {
 	Warning    string          // for the sender of a signal that passes: what of it was probably meant otherwise; "" where nothing
 	Fault      *Fault          // not nil: the signal is invalid, and the other fields are what could be read
 
-	identity identity // what the event's id is made of
+	identity  identity // what the event's id is made of
+	eventType string   // of a CloudEvent whose data names a type too, normalised; "" where that gives no type
 }
 
 // An identity is what makes two tries of one signal the same. The zero value makes every signal a new one.

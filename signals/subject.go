@@ -109,7 +109,7 @@ func (d *Decider) subject(ctx context.Context, p *auth.Principal, ref *SubjectRe
 		if ref.ID == "" {
 			return nil, invalidSubject("subject.id is missing")
 		}
-		if bad := d.noAccount(ctx, p, ref.ID, st); bad != nil {
+		if bad := d.noAccount(ctx, p, ref.ID); bad != nil {
 			return nil, bad
 		}
 		return &subject{kind: ref.Kind, id: ref.ID}, nil
@@ -143,7 +143,7 @@ func (d *Decider) session(ctx context.Context, p *auth.Principal, ref *SubjectRe
 		s.service = a
 		return s, nil
 	case string(auth.KindPerson):
-		if bad := d.noAccount(ctx, p, ref.Owner.ID, st); bad != nil {
+		if bad := d.noAccount(ctx, p, ref.Owner.ID); bad != nil {
 			return nil, bad
 		}
 		s.ownerID = ref.Owner.ID
@@ -200,12 +200,9 @@ var accountID = regexp.MustCompile(`^sa_[0-9a-f]{32}$`)
 
 const accountTag = "sa_"
 
-// noAccount makes sure that an id which is said to be a person's is not a service account's, where that would matter:
-// for types that persons alone have. Calling an account a person is then no way past the filter.
-func (d *Decider) noAccount(ctx context.Context, p *auth.Principal, id string, st SignalType) *Verdict {
-	if st.AppliesTo != Persons {
-		return nil
-	}
+// noAccount makes sure that an id which is said to be a person's is not a service account's. Calling an account a person is then no way
+// past the filter, its abuse detection, its badge or its cap.
+func (d *Decider) noAccount(ctx context.Context, p *auth.Principal, id string) *Verdict {
 	folded := strings.ToLower(strings.TrimSpace(id))
 	if !strings.HasPrefix(folded, accountTag) {
 		return nil // so that signals about people wait for no look-up, of which each would be a miss
