@@ -85,15 +85,15 @@ func (a *API) createDraft(q *request) error {
 	if err != nil {
 		return err
 	}
-	rules, err := ParseRules(b)
+	in, err := ParseDraft(b)
 	if err != nil {
 		return err
 	}
-	p, err := a.cfg.Compiler.Compile(0, rules)
+	p, err := a.cfg.Compiler.Compile(0, in.Rules)
 	if err != nil {
 		return err
 	}
-	d, err := a.cfg.Store.CreateDraft(q.r.Context(), q.admin.Org, q.by, rules)
+	d, err := a.cfg.Store.CreateDraft(q.r.Context(), q.admin.Org, q.by, in)
 	if err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ func (a *API) explainSignal(q *request, p *Policy, b explaining) error {
 	if err != nil || len(items) != 1 {
 		return badField("signal", "must be one signal, as it would be sent to POST /v1/signals")
 	}
-	v := a.cfg.Decider.Decide(q.r.Context(), sender, &items[0], a.cfg.Now())
+	v := a.cfg.Decider.withoutPolicy().Decide(q.r.Context(), sender, &items[0], a.cfg.Now())
 	out := explained{Outcome: v.Outcome, Detail: v.Detail}
 	if v.Event == nil {
 		out.Reason = &v.Reason

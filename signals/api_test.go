@@ -12,6 +12,8 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"flowstate.inc/sluice/auth"
 )
 
@@ -340,6 +342,16 @@ func TestPolicyAPI(t *testing.T) {
 		}
 
 		c.admin.Permissions = []auth.Permission{auth.AIGovernanceView}
+		decided := func() float64 {
+			m := c.policies.metrics
+			return testutil.ToFloat64(m.decidedRule) + testutil.ToFloat64(m.decidedNone) + testutil.ToFloat64(m.blind)
+		}
+		before := decided()
+		defer func() {
+			if n := decided() - before; n != 1 { // the alert that is explained below was really decided
+				t.Errorf("explaining was counted as deciding: %v", n)
+			}
+		}()
 		explain := func(body string, want string) {
 			t.Helper()
 			m := c.call(t, "POST", "/api/v1/policy/explain", body, 200, "PolicyExplained")

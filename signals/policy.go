@@ -57,40 +57,98 @@ func (e PolicyErrors) Error() string {
 	return s.String()
 }
 
-// ParseRules reads {"rules": [...]} as it is posted. It checks the shape only: Compile checks what the rules say.
-// Its error is always a PolicyErrors.
+// A NewDraft is a draft as it is proposed.
+type NewDraft struct {
+	Rules []Rule
+	// BaseVersion is the version that its author had read, 0 for none: activated while another is in force, it would undo that one unseen.
+	// Nil: the one in force when it is saved.
+	BaseVersion *int64
+}
+
+// ParseRules reads the rules of a draft, and forgets the rest.
 func ParseRules(body []byte) ([]Rule, error) {
+	d, err := ParseDraft(body)
+	return d.Rules, err
+}
+
+// ParseDraft reads {"rules": [...], "base_version": n} as it is posted. It checks the shape only: Compile checks what the rules say.
+// Members are compared as decoded and by case. Its error is always a PolicyErrors.
+func ParseDraft(body []byte) (NewDraft, error) {
+	bad := func(pointer, detail string) (NewDraft, error) {
+		return NewDraft{}, PolicyErrors{{Pointer: pointer, Detail: detail}}
+	}
 	if len(body) > MaxDraftBytes {
-		return nil, PolicyErrors{{Detail: fmt.Sprintf("the draft is larger than %d bytes", MaxDraftBytes)}}
+		return bad("", fmt.Sprintf("the draft is larger than %d bytes", MaxDraftBytes))
 	}
 	if found, ok := holdsKey(body); found || !ok {
-		return nil, PolicyErrors{{Detail: "the draft holds a whole key, which everybody would read; name keys by their prefix"}}
+		return bad("", "the draft holds a whole key, which everybody would read; name keys by their prefix")
 	}
-	body = body[skipSpace(body, 0):]
+	body = bytes.TrimRight(body[skipSpace(body, 0):], " \t\r\n")
 	if len(body) == 0 || body[0] != '{' || !validJSON(body) {
-		return nil, PolicyErrors{{Detail: `a draft is a JSON object, {"rules": [...]}`}}
+		return bad("", `a draft is a JSON object, {"rules": [...]}`)
 	}
-	if err := checkValue(bytes.TrimRight(body, " \t\r\n"), 8); err != nil {
-		return nil, PolicyErrors{{Detail: err.Error()}}
+	if err := checkValue(body, 8); err != nil {
+		return bad("", err.Error())
 	}
-	var draft struct{ Rules []json.RawMessage }
-	if err := strict(body, &draft); err != nil {
-		return nil, PolicyErrors{{Detail: reason(err)}}
+	var draft struct {
+		Rules       []json.RawMessage `json:"rules"`
+		BaseVersion *int64            `json:"base_version"`
+	}
+	if err := exact(body, &draft, "rules", "base_version"); err != nil {
+		return bad("", reason(err))
 	}
 	if draft.Rules == nil {
-		return nil, PolicyErrors{{Pointer: "/rules", Detail: "is missing; a policy without rules is []"}}
+		return bad("/rules", "is missing; a policy without rules is []")
 	}
-	rules := make([]Rule, len(draft.Rules))
+	if draft.BaseVersion != nil && *draft.BaseVersion < 0 {
+		return bad("/base_version", "is the version that was read, 0 for none")
+	}
+	d := NewDraft{Rules: make([]Rule, len(draft.Rules)), BaseVersion: draft.BaseVersion}
 	var errs PolicyErrors
 	for i, raw := range draft.Rules {
-		if err := strict(raw, &rules[i]); err != nil {
-			errs = append(errs, PolicyError{Pointer: fmt.Sprintf("/rules/%d", i), Rule: rules[i].ID, Detail: reason(err)})
+		if err := exactRule(raw, &d.Rules[i]); err != nil {
+			errs = append(errs, PolicyError{Pointer: fmt.Sprintf("/rules/%d", i), Rule: d.Rules[i].ID, Detail: reason(err)})
 		}
 	}
 	if errs != nil {
-		return nil, errs
+		return NewDraft{}, errs
 	}
-	return rules, nil
+	return d, nil
+}
+
+func exactRule(raw []byte, into *Rule) error {
+	if err := exact(raw, into, "id", "types", "when", "action", "scope"); err != nil {
+		return err
+	}
+	var inner struct {
+		Scope json.RawMessage `json:"scope"`
+	}
+	if err := json.Unmarshal(raw, &inner); err != nil || len(inner.Scope) == 0 {
+		return err
+	}
+	return onlyMembers(inner.Scope, "org", "team", "cost_centre", "service_account")
+}
+
+// onlyMembers refuses a member of another name, which encoding/json would take where it differs by case only: of "action" and "Action"
+// the last would win. What is no object is not looked at.
+func onlyMembers(obj []byte, names ...string) error {
+	if obj[0] != '{' {
+		return nil
+	}
+	return members(obj, func(name string, _ []byte) error {
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("unknown field %s", quoted(name))
+		}
+		return nil
+	})
+}
+
+// exact decodes an object that has these members alone.
+func exact(b []byte, into any, names ...string) error {
+	if err := json.Unmarshal(b, into); err != nil {
+		return err
+	}
+	return onlyMembers(b, names...)
 }
 
 func strict(b []byte, into any) error {

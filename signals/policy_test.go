@@ -210,6 +210,13 @@ func TestDraftErrorsPointAtTheRule(t *testing.T) {
 	f(`{"rules":[{"id":"a","types":["pii_detected"],"action":"WARN","scope":{"team":["ok",""]}}]}`, "/rules/0/scope/team/1")
 	f(`{"rules":[{"id":"a","types":["pii_detected"],"action":"WARN","scope":{"org":false}}]}`, "/rules/0/scope")
 	f(`{"rules":[{"id":"a","types":["pii_detected"],"action":"WARN","scope":{"service_account":"x"}}]}`, "/rules/0")
+	// Names are exact: of two that differ by case, one would win unseen.
+	f(`{"rules":[{"id":"a","types":["pii_detected"],"action":"BLOCK","Action":"OBSERVE","scope":{"org":true}}]}`, "/rules/0")
+	f(`{"rules":[{"id":"a","types":["pii_detected"],"Action":"OBSERVE","scope":{"org":true}}]}`, "/rules/0")
+	f(`{"rules":[{"id":"a","types":["pii_detected"],"action":"WARN","scope":{"org":true,"Org":false,"team":["x"]}}]}`, "/rules/0")
+	f(`{"rules":[`+good+`],"Rules":[]}`, "")
+	f(`{"rules":[],"base_version":-1}`, "/base_version")
+	f(`{"rules":[],"base_version":"3"}`, "")
 
 	many := make([]Rule, MaxRules+1)
 	if _, err := c.Compile(0, many); err == nil {

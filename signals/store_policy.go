@@ -13,7 +13,7 @@ import (
 type Draft struct {
 	ID          string    `json:"id"`
 	Rules       []Rule    `json:"rules"`
-	BaseVersion int64     `json:"base_version"` // in force when it was written; 0: none
+	BaseVersion int64     `json:"base_version"` // that its author had read; 0: none
 	CreatedAt   time.Time `json:"created_at"`
 	CreatedBy   string    `json:"created_by"`
 	Version     *int64    `json:"version"` // that it became; null while it is a draft
@@ -34,8 +34,9 @@ type PolicyVersion struct {
 // policyPage bounds lists of drafts and versions.
 const policyPage = 200
 
-// CreateDraft keeps rules that compile as a draft of org. The caller has compiled them.
-func (s *Store) CreateDraft(ctx context.Context, org string, by By, rules []Rule) (Draft, error) {
+// CreateDraft keeps rules that compile as a draft of org. The caller has compiled them. A base version that org never had is ErrBadQuestion.
+func (s *Store) CreateDraft(ctx context.Context, org string, by By, in NewDraft) (Draft, error) {
+	rules := in.Rules
 	text, err := json.Marshal(rules)
 	if err != nil {
 		return Draft{}, fmt.Errorf("create draft: %w", err)
@@ -46,6 +47,12 @@ func (s *Store) CreateDraft(ctx context.Context, org string, by By, rules []Rule
 		base, err := activeVersion(ctx, tx, org, "")
 		if err != nil {
 			return err
+		}
+		if in.BaseVersion != nil {
+			if *in.BaseVersion < 0 || *in.BaseVersion > base {
+				return fmt.Errorf("%w: base_version must be 0 to %d, the version in force", ErrBadQuestion, base)
+			}
+			base = *in.BaseVersion
 		}
 		d.BaseVersion = base
 		_, err = tx.ExecContext(ctx, `INSERT INTO policy_drafts (id, org, rules, base_version, created_at, created_by) VALUES ($1, $2, $3, $4, $5, $6)`,

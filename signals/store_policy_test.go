@@ -17,12 +17,12 @@ func TestPolicyStore(t *testing.T) {
 			t.Errorf("no policy yet: %v", err)
 		}
 		rules := []Rule{{ID: "a", Types: []string{"pii_detected"}, When: "details.n > 1", Action: ActionBlock, Scope: Scope{Team: []string{"mail"}}}}
-		d1, err := w.CreateDraft(ctx, "acme", admin, rules)
+		d1, err := w.CreateDraft(ctx, "acme", admin, NewDraft{Rules: rules})
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.advance(time.Minute)
-		d2, err := w.CreateDraft(ctx, "acme", By{Actor: "bob"}, []Rule{})
+		d2, err := w.CreateDraft(ctx, "acme", By{Actor: "bob"}, NewDraft{Rules: []Rule{}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,7 +50,7 @@ func TestPolicyStore(t *testing.T) {
 			t.Errorf("a stale draft: %v", err)
 		}
 		w.advance(time.Minute)
-		d2, err = w.CreateDraft(ctx, "acme", By{Actor: "bob"}, []Rule{})
+		d2, err = w.CreateDraft(ctx, "acme", By{Actor: "bob"}, NewDraft{Rules: []Rule{}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -84,10 +84,21 @@ func TestPolicyStore(t *testing.T) {
 		if strings.Join(actions, " ") != "policy.drafted policy.drafted policy.activated policy.drafted policy.activated" {
 			t.Errorf("audit: %v", actions)
 		}
+		// Read on version 1 and saved after version 2 came into force, it would undo version 2: the base is what was read.
+		old, err := w.CreateDraft(ctx, "acme", admin, NewDraft{Rules: rules, BaseVersion: ptr(int64(1))})
+		if err != nil || old.BaseVersion != 1 {
+			t.Fatalf("on version 1: %+v %v", old, err)
+		}
+		if _, err := w.Activate(ctx, "acme", old.ID, admin); !errors.As(err, &stale) || *stale != (StaleError{1, 2}) {
+			t.Errorf("activated on another version than was read: %v", err)
+		}
+		if _, err := w.CreateDraft(ctx, "acme", admin, NewDraft{Rules: rules, BaseVersion: ptr(int64(3))}); !errors.Is(err, ErrBadQuestion) {
+			t.Errorf("on a version that never was: %v", err)
+		}
 		// Of many who activate drafts of one version at once, one wins and the others learn that they came late.
 		drafted := make([]Draft, 8)
 		for i := range drafted {
-			if drafted[i], err = w.CreateDraft(ctx, "acme", admin, rules); err != nil {
+			if drafted[i], err = w.CreateDraft(ctx, "acme", admin, NewDraft{Rules: rules}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 // stands beside it and never changes.
 type explainView struct {
 	Version  int64 // 0: there is no policy
+	Broken   bool  // it does not compile here: nobody can say
 	Severity string
 	Capped   bool
 	Rules    []findingView
@@ -30,7 +31,8 @@ func (c *Console) explain(ctx context.Context, org string, e *signals.Event) (*e
 	if active != nil {
 		view.Version = active.Version
 		if compiled, err = c.compiler.Compile(active.Version, active.Rules); err != nil {
-			return nil, err
+			view.Broken = true
+			return view, nil
 		}
 	}
 	x := c.decider.Explain(compiled, e)

@@ -29,6 +29,7 @@ type policyEditor struct {
 	frame
 	PolicyURL, Action string
 	From              string // what it was filled with, in words
+	Base              string // the version in force when it was opened
 	JSON              bool
 	Text              string // the rules as JSON
 	Rules             []ruleForm
@@ -72,6 +73,14 @@ func (c *Console) policyEdit(w http.ResponseWriter, r *http.Request, v *visit) e
 		return err
 	}
 	p := c.policyEditor(w, r, v, words)
+	active, err := c.activePolicy(r.Context(), v.admin.Org)
+	if err != nil {
+		return err
+	}
+	p.Base = "0"
+	if active != nil {
+		p.Base = strconv.FormatInt(active.Version, 10)
+	}
 	p.JSON = r.URL.Query().Get("view") == "json"
 	if len(rules) == 0 {
 		rules = []signals.Rule{{Action: signals.ActionObserve, Scope: signals.Scope{Org: true}}}
@@ -262,10 +271,18 @@ func (c *Console) createDraft(w http.ResponseWriter, r *http.Request, v *visit) 
 	}
 	do, asJSON := r.PostFormValue("do"), r.PostForm.Has("rules")
 	p := c.policyEditor(w, r, v, cutKeys(r.PostFormValue("from")))
+	base, err := readBase(r.PostForm)
+	if err != nil {
+		return err
+	}
+	p.Base = r.PostForm.Get("base")
 	var rules []signals.Rule
-	var err error
 	if asJSON {
-		rules, err = signals.ParseRules([]byte(r.PostFormValue("rules")))
+		var in signals.NewDraft
+		in, err = signals.ParseDraft([]byte(r.PostFormValue("rules")))
+		if rules = in.Rules; in.BaseVersion != nil {
+			base = in.BaseVersion
+		}
 	} else {
 		rules = readRuleForms(r.PostForm)
 		var text []byte
@@ -309,12 +326,28 @@ func (c *Console) createDraft(w http.ResponseWriter, r *http.Request, v *visit) 
 	if err != nil {
 		return err
 	}
-	draft, err := c.signals.CreateDraft(r.Context(), v.admin.Org, c.signalsBy(r, v), rules)
+	draft, err := c.signals.CreateDraft(r.Context(), v.admin.Org, c.signalsBy(r, v), signals.NewDraft{Rules: rules, BaseVersion: base})
+	if errors.Is(err, signals.ErrBadQuestion) {
+		return &badRequestError{text: "The draft names a version that was never in force."}
+	}
 	if err != nil {
 		return err
 	}
 	http.Redirect(w, r, draftURL(draft.ID), http.StatusSeeOther)
 	return nil
+}
+
+// readBase is the version that was in force when the form was opened: an edit of that one, not of what came after. Nil where the form does not say.
+func readBase(form url.Values) (*int64, error) {
+	text := form.Get("base")
+	if text == "" {
+		return nil, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return nil, &badRequestError{text: "The form does not say which version it was opened on."}
+	}
+	return &n, nil
 }
 
 // showEditor shows the rules again, nothing saved.

@@ -1,6 +1,7 @@
 package console_test
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -27,7 +28,7 @@ func (s *site) seedPolicy(t *testing.T) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := s.signals.CreateDraft(t.Context(), "acme", by, rules)
+		d, err := s.signals.CreateDraft(t.Context(), "acme", by, signals.NewDraft{Rules: rules})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -197,6 +198,77 @@ func TestStaleDraft(t *testing.T) {
 	drawer := s.do(t, admin, http.MethodGet, "/settings/ai/policy?version=1&against=2", nil).text(t)
 	if !strings.Contains(drawer, "Difference to version 2") || !strings.Contains(drawer, "digest-may removed") {
 		t.Errorf("a version against another: %s", drawer)
+	}
+}
+
+// TestDraftOfWhatWasRead: a form that was opened on one version and saved after another came into force can't undo that one.
+func TestDraftOfWhatWasRead(t *testing.T) {
+	s := newSite(t)
+	s.seedPolicy(t) // version 2 is in force
+	admin := s.session(t, "acme", auth.AIPolicyAdmin)
+	const drafts = "/settings/ai/policy/drafts"
+	for _, view := range []string{"form", "json"} {
+		opened := s.do(t, admin, http.MethodGet, "/settings/ai/policy/edit?from=active&view="+view, nil)
+		base := opened.value(t, "base")
+		between := s.do(t, admin, http.MethodPost, drafts, url.Values{"rules": {orgBlock}}).Header.Get("Location")
+		if got := s.do(t, admin, http.MethodPost, between+"/activate", url.Values{}); got.StatusCode != http.StatusSeeOther {
+			t.Fatalf("activate: %d", got.StatusCode)
+		}
+		form := url.Values{"base": {base}, "do": {"add"}, "r0-id": {"a"}, "r0-types": {"pii_detected"}, "r0-action": {"WARN"}, "r0-scope": {"org"}}
+		if view == "json" {
+			form = url.Values{"base": {base}, "rules": {orgBlock}, "do": {"form"}}
+		}
+		again := s.do(t, admin, http.MethodPost, drafts, form) // saves nothing, and forgets nothing
+		if got := again.value(t, "base"); got != base {
+			t.Errorf("%s: the base became %q from %q", view, got, base)
+		}
+		form.Set("do", "save")
+		late := s.do(t, admin, http.MethodPost, drafts, form).Header.Get("Location")
+		if got := s.do(t, admin, http.MethodPost, late+"/activate", url.Values{}); got.StatusCode != http.StatusConflict || !strings.Contains(got.text(t), "drafted on version "+base) {
+			t.Errorf("%s: %d %s", view, got.StatusCode, got.text(t))
+		}
+	}
+	for _, base := range []string{"99", "-1", "x"} {
+		if got := s.do(t, admin, http.MethodPost, drafts, url.Values{"base": {base}, "rules": {orgBlock}, "do": {"save"}}); got.StatusCode != http.StatusBadRequest {
+			t.Errorf("base %s: %d", base, got.StatusCode)
+		}
+	}
+}
+
+// TestLargeDraft: the form takes what the admin API takes.
+func TestLargeDraft(t *testing.T) {
+	s := newSite(t)
+	admin := s.session(t, "acme", auth.AIPolicyAdmin)
+	rules := make([]string, 900)
+	for i := range rules {
+		rules[i] = fmt.Sprintf(`{"id":"r%d","types":["pii_detected"],"when":"details.x == '%s'","action":"WARN","scope":{"org":true}}`, i, strings.Repeat("é", 400))
+	}
+	text := `{"rules":[` + strings.Join(rules, ",") + `]}`
+	if len(text) < 700<<10 || len(text) > 1<<20 {
+		t.Fatalf("%d bytes", len(text))
+	}
+	if got := s.do(t, admin, http.MethodPost, "/settings/ai/policy/drafts", url.Values{"rules": {text}, "do": {"save"}}); got.StatusCode != http.StatusSeeOther {
+		t.Errorf("%d bytes of rules: %d %.200s", len(text), got.StatusCode, got.text(t))
+	}
+	if got := s.do(t, admin, http.MethodPost, "/settings/ai/policy/drafts", url.Values{"rules": {strings.Repeat("é", 1<<20)}, "do": {"save"}}); got.StatusCode != http.StatusRequestEntityTooLarge {
+		t.Errorf("more than that: %d", got.StatusCode)
+	}
+	if got := s.do(t, admin, http.MethodPost, "/ai/alerts/resolve", url.Values{"note": {strings.Repeat("x", 200<<10)}}); got.StatusCode != http.StatusRequestEntityTooLarge && got.StatusCode != http.StatusForbidden {
+		t.Errorf("another form of that size: %d", got.StatusCode)
+	}
+}
+
+// TestDrawerWithoutAPolicyThatHolds opens a signal while the version in force does not compile here.
+func TestDrawerWithoutAPolicyThatHolds(t *testing.T) {
+	s := newSite(t)
+	s.seedPolicy(t)
+	alert := s.raise(t, s.account(t, "chatbot", auth.Production).Account, "pii_detected", signals.ContentSafety, signals.Warn, 0)
+	if _, err := s.writer.ExecContext(t.Context(), `UPDATE policy_versions SET rules = REPLACE(rules, '"BLOCK"', '"SHOUT"')`); err != nil {
+		t.Fatal(err)
+	}
+	got := s.do(t, s.session(t, "acme", auth.AIGovernanceView), http.MethodGet, "/ai/alerts?alert="+alert, nil)
+	if got.StatusCode != http.StatusOK || !strings.Contains(got.text(t), "Version 2 does not hold together here") || !strings.Contains(got.text(t), "session-7") {
+		t.Errorf("%d %s", got.StatusCode, got.text(t))
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"flowstate.inc/sluice/signals"
 )
 
 // contentPolicy lets a page load from here and nowhere else, and run and style itself from files only.
@@ -20,6 +22,9 @@ const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; 
 
 // maxForm bounds what a form may post: the longest texts of an account four times over, in bytes of any script.
 const maxForm = 128 << 10
+
+// maxDraftForm bounds a policy draft: what the admin API takes, with every byte of it percent-encoded.
+const maxDraftForm = 3*signals.MaxDraftBytes + maxForm
 
 // wrap puts what every answer needs around the pages: ids, headers, limits, the cut of pasted keys, the access log.
 func (c *Console) wrap(next http.Handler) http.Handler {
@@ -41,7 +46,11 @@ func (c *Console) wrap(next http.Handler) http.Handler {
 		h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Request-Id", requestID(r))
-		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		limit := int64(maxForm)
+		if r.URL.Path == policyDraftsPath {
+			limit = maxDraftForm
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		rec := &recorder{ResponseWriter: w}
 		if target, cut := withoutKeys(r.URL); cut && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 			http.Redirect(rec, r, target, http.StatusSeeOther)
