@@ -147,6 +147,7 @@ type Producer struct {
 	topics  map[string][]*kafkaPartition
 	brokers map[int32]*kafkaBroker
 	slots   map[*kafkaSlot]struct{}
+	waiting callList      // calls whose callers wait
 	open    int           // messages not yet decided
 	closing chan struct{} // closed by Close: no more calls
 	drained chan struct{} // closed when closing and open is 0
@@ -200,7 +201,8 @@ func (p *Producer) Produce(ctx context.Context, msgs []Message) error {
 	return p.produce(ctx, time.Time{}, nil, msgs)
 }
 
-// produce is Produce with a deadline for the wait, unless it is zero. It costs no timer beside that of Timeout. Of a message with a lease it holds the
+// produce is Produce with a deadline for the wait, unless it is zero. Who has one may find himself sending what waits for an idle broker, his own messages
+// among it: the end of ctx then ends the wait only when that attempt has ended, which it does before the deadline. Of a message with a lease it holds the
 // lease until the attempt has ended, and the list of messages must be the lease's too, or nobody's. use has the bytes of attempts that go on when it returns.
 func (p *Producer) produce(ctx context.Context, deadline time.Time, use *keyUse, msgs []Message) error {
 	if len(msgs) == 0 {
@@ -219,29 +221,27 @@ func (p *Producer) produce(ctx context.Context, deadline time.Time, use *keyUse,
 			return p.refuse(&UnavailableError{Kind: KindCancelled, Err: context.DeadlineExceeded}, len(msgs))
 		}
 	}
-	c := p.newCall(len(msgs), now, wait)
+	c := p.newCall(ctx, len(msgs), now, wait)
 	c.use = use
 	if err := p.route(ctx, c, msgs); err != nil {
 		p.recycle(c)
 		return err
 	}
-	if err := p.enqueue(c, msgs); err != nil {
+	slot, err := p.enqueue(c, msgs, now, !deadline.IsZero() && wait >= p.attempt())
+	if err != nil {
 		p.recycle(c)
 		return err
 	}
-	select {
-	case <-c.done:
-		err := c.result()
-		p.recycle(c)
-		return err
-	case <-c.timer.C:
-		if wait < p.cfg.Timeout { // the caller's own deadline
-			return p.leave(c, KindCancelled, context.DeadlineExceeded)
-		}
-		return p.leave(c, KindTimeout, errTimedOut)
-	case <-ctx.Done():
-		return p.leave(c, KindCancelled, context.Cause(ctx))
+	if slot != nil {
+		slot.once(now)
 	}
+	<-c.done
+	if c.late {
+		return p.leave(c)
+	}
+	err = c.result()
+	p.recycle(c)
+	return err
 }
 
 // checkSizes refuses the whole call before anything of it is sent when a message cannot pass.
@@ -273,7 +273,7 @@ func (p *Producer) Healthy() error {
 
 // Ping asks Kafka for fresh metadata and returns nil when it answered.
 func (p *Producer) Ping(ctx context.Context) error {
-	if err := p.awaitMetadata(ctx, nil); err != nil {
+	if err := p.awaitMetadata(ctx, time.Time{}); err != nil {
 		return err
 	}
 	return p.Healthy()

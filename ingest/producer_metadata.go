@@ -43,8 +43,14 @@ func (p *Producer) kick() {
 	}
 }
 
-// awaitMetadata returns after a look-up that began after now has ended, well or not. timeout may be nil.
-func (p *Producer) awaitMetadata(ctx context.Context, timeout <-chan time.Time) error {
+// awaitMetadata returns after a look-up that began after now has ended, well or not, or at until, unless that is zero.
+func (p *Producer) awaitMetadata(ctx context.Context, until time.Time) error {
+	var timeout <-chan time.Time
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		timeout = timer.C
+	}
 	round := p.round.Load()
 	p.kick()
 	select {
@@ -255,7 +261,7 @@ func (p *Producer) applyTopic(t *metadata.ResponseTopic) kafkaTopic {
 			part.leader = tp.LeaderID
 			part.endBackoff() // a new leader is worth trying at once
 		}
-		p.schedule(part)
+		p.schedule(part, time.Now())
 	}
 	return kafkaTopic{parts: known[:n:n]}
 }
@@ -275,7 +281,7 @@ func (p *Producer) route(ctx context.Context, c *produceCall, msgs []Message) er
 		if t.parts == nil {
 			if !fresh {
 				fresh = true
-				if err := p.awaitMetadata(ctx, c.timer.C); err != nil {
+				if err := p.awaitMetadata(ctx, c.until); err != nil {
 					return p.refuse(err, len(msgs))
 				}
 				view = p.view.Load()
@@ -301,7 +307,7 @@ func (p *Producer) firstMetadata(ctx context.Context, c *produceCall, n int) err
 		if e := p.lastErr.Load(); e != nil && time.Since(time.Unix(0, p.contact.Load())) > p.cfg.Timeout {
 			return p.refuse(&UnavailableError{Kind: kindOf(*e), Err: *e}, n)
 		}
-		if err := p.awaitMetadata(ctx, c.timer.C); err != nil {
+		if err := p.awaitMetadata(ctx, c.until); err != nil {
 			if e := p.lastErr.Load(); e != nil && kindOf(err) == KindTimeout {
 				err = &UnavailableError{Kind: kindOf(*e), Err: *e}
 			}

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"slices"
@@ -29,13 +30,17 @@ func recordSize(m *Message) int {
 	return n
 }
 
-// A produceCall is one call of Produce. Everything but done, timer and parts is guarded by Producer.mu.
+// A produceCall is one call of Produce. Everything but ctx, until, done and parts is guarded by Producer.mu.
 type produceCall struct {
-	deadline time.Time
-	timer    *time.Timer
-	done     chan struct{} // holds one token once pending is 0
+	deadline time.Time       // of its messages
+	until    time.Time       // when its caller stops waiting
+	ctx      context.Context // whose end ends the wait as well
+	done     chan struct{}   // holds one token once pending is 0, or the call is late
 	parts    []*kafkaPartition
 
+	before, after *produceCall // in Producer.waiting
+
+	late    bool  // the caller is told to leave
 	pending int   // messages not yet decided
 	bytes   int64 // theirs
 	sent    bool  // an attempt was begun for one of them
@@ -132,15 +137,14 @@ func (part *kafkaPartition) endBackoff() {
 	}
 }
 
-// newCall takes a call from the pool and starts its clock. Whoever makes it waits for wait; the messages have the time of Timeout in any case, so that
+// newCall takes a call from the pool. Whoever makes it waits for wait; the messages have the time of Timeout in any case, so that
 // deadlines in a queue rise.
-func (p *Producer) newCall(n int, now time.Time, wait time.Duration) *produceCall {
+func (p *Producer) newCall(ctx context.Context, n int, now time.Time, wait time.Duration) *produceCall {
 	c, _ := p.calls.Get().(*produceCall)
 	if c == nil {
-		c = &produceCall{done: make(chan struct{}, 1), timer: time.NewTimer(wait)}
-	} else {
-		c.timer.Reset(wait)
+		c = &produceCall{done: make(chan struct{}, 1)}
 	}
+	c.ctx, c.until = ctx, now.Add(wait)
 	c.deadline = now.Add(p.cfg.Timeout)
 	c.parts = slices.Grow(c.parts[:0], n)
 	c.acked = append(c.acked[:0], make([]bool, n)...)
@@ -149,10 +153,45 @@ func (p *Producer) newCall(n int, now time.Time, wait time.Duration) *produceCal
 
 // recycle puts back a call that nothing refers to any more.
 func (p *Producer) recycle(c *produceCall) {
-	c.timer.Stop()
 	clear(c.parts)
-	*c = produceCall{done: c.done, timer: c.timer, parts: c.parts[:0], acked: c.acked[:0]}
+	*c = produceCall{done: c.done, parts: c.parts[:0], acked: c.acked[:0]}
 	p.calls.Put(c)
+}
+
+// A callList has the calls whose callers wait, so that no call needs a timer of its own. The zero value is empty.
+type callList struct{ first *produceCall }
+
+func (l *callList) add(c *produceCall) {
+	c.after = l.first
+	if c.after != nil {
+		c.after.before = c
+	}
+	l.first = c
+}
+
+func (l *callList) remove(c *produceCall) {
+	if c.before != nil {
+		c.before.after = c.after
+	} else {
+		l.first = c.after
+	}
+	if c.after != nil {
+		c.after.before = c.before
+	}
+	c.before, c.after = nil, nil
+}
+
+// hurry tells those to leave whose time is over, or who are not wanted any more.
+func (l *callList) hurry(now time.Time) {
+	for c := l.first; c != nil; {
+		after := c.after
+		if !now.Before(c.until) || c.ctx.Err() != nil {
+			l.remove(c)
+			c.late = true
+			c.done <- struct{}{}
+		}
+		c = after
+	}
 }
 
 // result is what Produce answers when all messages are decided.
@@ -186,11 +225,17 @@ func (c *produceCall) tell(e *UnavailableError) {
 func ascending(places []int) []int { return slices.Sorted(slices.Values(places)) }
 
 // leave ends a call that is not waited for any more; its messages go on without it.
-func (p *Producer) leave(c *produceCall, kind ErrorKind, cause error) error {
+func (p *Producer) leave(c *produceCall) error {
+	kind, cause := KindTimeout, errTimedOut
+	switch {
+	case c.ctx.Err() != nil:
+		kind, cause = KindCancelled, context.Cause(c.ctx)
+	case c.until.Before(c.deadline): // the caller's own deadline
+		kind, cause = KindCancelled, context.DeadlineExceeded
+	}
 	p.mu.Lock()
 	if c.pending == 0 { // decided in this very moment
 		p.mu.Unlock()
-		<-c.done
 		err := c.result()
 		p.recycle(c)
 		return err
@@ -213,8 +258,9 @@ func (p *Producer) leave(c *produceCall, kind ErrorKind, cause error) error {
 	return e
 }
 
-// enqueue puts the messages of a call, routed already, into the queues of their partitions, or none of them.
-func (p *Producer) enqueue(c *produceCall, msgs []Message) error {
+// enqueue puts the messages of a call, routed already, into the queues of their partitions, or none of them. With lend, where a broker is free to
+// take what is ready, it returns the slot to do so with, which is the caller's for one request.
+func (p *Producer) enqueue(c *produceCall, msgs []Message, now time.Time, lend bool) (*kafkaSlot, error) {
 	bytes := int64(0)
 	for i := range msgs {
 		bytes += int64(recordSize(&msgs[i]) + entryOverhead)
@@ -222,40 +268,62 @@ func (p *Producer) enqueue(c *produceCall, msgs []Message) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.isClosing() {
-		return p.refuse(&UnavailableError{Kind: KindClosed, Err: ErrProducerClosed}, len(msgs))
+		return nil, p.refuse(&UnavailableError{Kind: KindClosed, Err: ErrProducerClosed}, len(msgs))
 	}
 	for _, part := range c.parts {
 		// One call at a time may find out whether a partition that has failed for long is back.
 		if !part.failingSince.IsZero() && part.active() && c.deadline.Sub(part.failingSince) > 2*p.cfg.Timeout {
-			return p.refuse(&UnavailableError{Topic: part.topic, Kind: kindOf(part.lastErr), Err: &stillAway{part.lastErr}}, len(msgs))
+			return nil, p.refuse(&UnavailableError{Topic: part.topic, Kind: kindOf(part.lastErr), Err: &stillAway{part.lastErr}}, len(msgs))
 		}
 	}
 	if p.inFlight.Load()+bytes > p.cfg.MaxInFlightBytes {
 		p.metrics.failed(KindOverloaded, len(msgs))
-		return ErrOverloaded
+		return nil, ErrOverloaded
 	}
 	p.inFlight.Add(bytes)
 	p.queued.Add(int64(len(msgs)))
 	p.open += len(msgs)
 	c.pending, c.bytes = len(msgs), bytes
+	p.waiting.add(c)
+	var mine *kafkaSlot
 	for i := range msgs {
 		part := c.parts[i]
 		msgs[i].lease.hold()
 		part.queue = append(part.queue, produceEntry{msg: &msgs[i], call: c, index: int32(i), size: int32(recordSize(&msgs[i]))})
-		p.schedule(part)
+		b := p.list(part)
+		switch {
+		case b == nil || mine != nil && mine.b == b:
+		case lend && mine == nil:
+			mine = b.claim(now)
+		default:
+			b.call(now)
+		}
 	}
-	return nil
+	if mine != nil {
+		mine.gather(now)
+	}
+	return mine, nil
 }
 
-// schedule gives a partition that has something to send to its leader. Without a leader it waits for the next metadata.
-func (p *Producer) schedule(part *kafkaPartition) {
+// list puts a partition that has something to send on its leader's list, and returns the leader if it was not on it. Without a leader it waits for the next
+// metadata.
+func (p *Producer) list(part *kafkaPartition) *kafkaBroker {
 	if part.busy || part.listed || part.backoff != nil || len(part.retry) == 0 && part.waiting() == 0 {
-		return
+		return nil
 	}
-	if b := p.brokers[part.leader]; b != nil && !p.stopped {
-		part.listed = true
-		b.ready = append(b.ready, part)
-		b.wake.Signal()
+	b := p.brokers[part.leader]
+	if b == nil || p.stopped {
+		return nil
+	}
+	part.listed = true
+	b.ready = append(b.ready, part)
+	return b
+}
+
+// schedule has a partition's leader send what the partition has to send.
+func (p *Producer) schedule(part *kafkaPartition, now time.Time) {
+	if b := p.list(part); b != nil {
+		b.call(now)
 	}
 }
 
@@ -387,12 +455,13 @@ func (p *Producer) decide(e *produceEntry, err error) {
 		close(p.drained)
 	}
 	c.pending--
-	if c.pending > 0 {
-		return
-	}
-	if c.left {
+	switch {
+	case c.pending > 0:
+	case c.left:
 		p.recycle(c)
-	} else {
+	case c.late: // its caller is on the way here already
+	default:
+		p.waiting.remove(c)
 		c.done <- struct{}{}
 	}
 }
@@ -421,11 +490,11 @@ func (p *Producer) putBatch(bt *produceBatch) {
 	p.spare.Put(bt)
 }
 
-// sweep drops what has waited too long for partitions that nobody serves, so that its bytes are given back, and writes
-// the log for those who hold p.mu.
+// sweep ends the waits that are over, drops what has waited too long for partitions that nobody serves, so that its bytes are given back, has
+// a second slot help where the first is held up, and writes the log for those who hold p.mu.
 func (p *Producer) sweep() {
 	defer p.wg.Done()
-	tick := time.NewTicker(max(p.cfg.Timeout/20, 10*time.Millisecond))
+	tick := time.NewTicker(max(p.cfg.Timeout/80, 10*time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
@@ -440,6 +509,12 @@ func (p *Producer) sweep() {
 					p.expire(part, now)
 				}
 			}
+			for _, b := range p.brokers {
+				if len(b.ready) > 0 {
+					b.call(now)
+				}
+			}
+			p.waiting.hurry(now)
 			p.mu.Unlock()
 		}
 	}

@@ -18,8 +18,12 @@ import (
 )
 
 // slotsPerBroker is how many requests may be under way to one broker, each with its own connection and never two with the
-// same partition. Two, so that one partition whose followers are slow does not hold up all the others of its broker.
-const slotsPerBroker = 2
+// same partition. Two, so that one partition whose followers are slow does not hold up all the others of its broker. The second is used only
+// when the first has been under way for patience: one request with all that waits costs both sides less than two with a half each.
+const (
+	slotsPerBroker = 2
+	patience       = 10 * time.Millisecond
+)
 
 const (
 	firstBackoff = 20 * time.Millisecond
@@ -36,18 +40,19 @@ type kafkaBroker struct {
 	seen      atomic.Int64 // unix ns of the last exchange or the last try
 	probing   atomic.Bool
 
-	wake    *sync.Cond        // something is ready, or retired
+	slots   [slotsPerBroker]*kafkaSlot
 	ready   []*kafkaPartition // partitions with something to send
 	retired bool
 }
 
 // newBroker starts a broker's slots; it is called with p.mu held.
 func (p *Producer) newBroker(id int32, addr string) *kafkaBroker {
-	b := &kafkaBroker{p: p, id: id, addr: addr, wake: sync.NewCond(&p.mu)}
+	b := &kafkaBroker{p: p, id: id, addr: addr}
 	b.reachable.Store(true)
 	b.seen.Store(time.Now().UnixNano())
-	for range slotsPerBroker {
-		s := &kafkaSlot{p: p, b: b}
+	for i := range b.slots {
+		s := &kafkaSlot{p: p, b: b, wake: sync.NewCond(&p.mu)}
+		b.slots[i] = s
 		p.slots[s] = struct{}{}
 		p.wg.Add(1)
 		go s.run()
@@ -63,7 +68,35 @@ func (b *kafkaBroker) retire() {
 		part.listed = false
 	}
 	b.ready = nil
-	b.wake.Broadcast()
+	for _, s := range b.slots {
+		s.wake.Signal()
+	}
+}
+
+// claim takes a slot that may send what is ready, if there is one: whoever gets it gathers, and sends. It is called with p.mu held.
+func (b *kafkaBroker) claim(now time.Time) *kafkaSlot {
+	if b.retired {
+		return nil
+	}
+	for i, s := range b.slots {
+		if s.busy {
+			continue
+		}
+		if i > 0 && now.Sub(b.slots[i-1].since) < patience {
+			return nil
+		}
+		s.busy, s.since = true, now
+		return s
+	}
+	return nil
+}
+
+// call has a slot's own goroutine send what is ready, if a slot may. It is called with p.mu held.
+func (b *kafkaBroker) call(now time.Time) {
+	if s := b.claim(now); s != nil {
+		s.called = true
+		s.wake.Signal()
+	}
 }
 
 // unlist takes back a partition that was ready to be sent, because somebody else leads it now: the slots may be stuck.
@@ -111,11 +144,18 @@ func (p *Producer) probe() {
 	}
 }
 
-// A kafkaSlot sends one request after another to its broker.
+// A kafkaSlot sends one request after another to its broker. Whoever has claimed it does so: the caller that finds it idle, which saves waking another
+// goroutine and being woken by it, or for all that follows the slot's own goroutine.
 type kafkaSlot struct {
 	p    *Producer
 	b    *kafkaBroker
-	conn *kafkaConn // changed with p.mu held, used by the slot alone; Close may close it
+	conn *kafkaConn // changed with p.mu held, used by whoever has claimed the slot; Close may close it
+
+	// Guarded by p.mu.
+	wake   *sync.Cond // called, or retired and not busy
+	busy   bool       // claimed
+	called bool       // by the slot's own goroutine
+	since  time.Time  // the request under way began
 
 	batches []*produceBatch // of the request under way
 	req     produce.Request
@@ -126,37 +166,71 @@ type kafkaSlot struct {
 
 func (s *kafkaSlot) run() {
 	defer s.p.wg.Done()
-	for s.next() {
-		began := time.Now()
-		res, err := s.roundTrip(began)
-		s.p.metrics.request(time.Since(began))
-		s.settle(res, err)
+	for s.await() {
+		for s.next() {
+			s.send(s.since)
+		}
 	}
 }
 
-// next waits for something to send and takes it: everything that is ready, within the limits. False: the broker is retired.
-func (s *kafkaSlot) next() bool {
-	p, b := s.p, s.b
+// await waits until the slot's own goroutine is called. False: the broker is retired.
+func (s *kafkaSlot) await() bool {
+	p := s.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for !b.retired {
-		s.gather()
-		if len(s.batches) > 0 {
-			return true
+	for !s.called {
+		if s.b.retired && !s.busy {
+			if s.conn != nil {
+				s.conn.close()
+				s.conn = nil
+			}
+			delete(p.slots, s)
+			return false
 		}
-		b.wake.Wait()
+		s.wake.Wait()
 	}
-	if s.conn != nil {
-		s.conn.close()
-		s.conn = nil
-	}
-	delete(p.slots, s)
-	return false
+	s.called = false
+	return true
 }
 
-func (s *kafkaSlot) gather() {
+// next gathers what is ready. False: nothing is, and the slot is free again.
+func (s *kafkaSlot) next() bool {
+	p := s.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.gather(time.Now())
+	s.busy = len(s.batches) > 0
+	return s.busy
+}
+
+// once sends what a caller has gathered, and leaves what has become ready meanwhile to the slot's own goroutine.
+func (s *kafkaSlot) once(now time.Time) {
+	if len(s.batches) > 0 {
+		s.send(now)
+	}
+	p := s.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(s.b.ready) > 0 {
+		s.called = true
+	} else {
+		s.busy = false
+	}
+	if s.called || s.b.retired {
+		s.wake.Signal()
+	}
+}
+
+func (s *kafkaSlot) send(now time.Time) {
+	res, err := s.roundTrip(now)
+	s.p.metrics.request(time.Since(now))
+	s.settle(res, err)
+}
+
+// gather takes everything that is ready, within the limits. It is called with p.mu held.
+func (s *kafkaSlot) gather(now time.Time) {
 	p, b := s.p, s.b
-	now := time.Now()
+	s.since = now
 	keep, bytes := b.ready[:0], 0
 	for i, part := range b.ready {
 		if bytes >= maxRequestBytes {
@@ -173,9 +247,12 @@ func (s *kafkaSlot) gather() {
 	clear(b.ready[len(keep):])
 	b.ready = keep
 	if len(keep) > 0 {
-		b.wake.Signal()
+		b.call(now)
 	}
 }
+
+// attempt is the longest that one request takes: some time is left for another try on another connection.
+func (p *Producer) attempt() time.Duration { return p.cfg.Timeout * 3 / 4 }
 
 // roundTrip makes one attempt. When it returns nothing of the attempt is going on any more.
 func (s *kafkaSlot) roundTrip(now time.Time) (*produce.Response, error) {
@@ -185,8 +262,7 @@ func (s *kafkaSlot) roundTrip(now time.Time) (*produce.Response, error) {
 			deadline = bt.deadline
 		}
 	}
-	// Some time is left for another try on another connection.
-	if d := now.Add(s.p.cfg.Timeout * 3 / 4); d.Before(deadline) {
+	if d := now.Add(s.p.attempt()); d.Before(deadline) {
 		deadline = d
 	}
 	if err := s.connect(deadline); err != nil {
@@ -284,6 +360,7 @@ func (s *kafkaSlot) settle(res *produce.Response, err error) {
 	defer p.mu.Unlock()
 	stale := err != nil
 	now := time.Now()
+	s.since = now // what it has become ready by this is its own to send
 	for i, bt := range s.batches {
 		s.batches[i] = nil
 		part, failure := bt.part, err
@@ -292,7 +369,7 @@ func (s *kafkaSlot) settle(res *produce.Response, err error) {
 		}
 		part.busy = false
 		stale = p.settleBatch(bt, failure, now) || stale
-		p.schedule(part)
+		p.schedule(part, now)
 	}
 	s.batches = s.batches[:0]
 	for _, r := range s.readers {
@@ -379,7 +456,7 @@ func (p *Producer) later(part *kafkaPartition, wait time.Duration) {
 		defer p.mu.Unlock()
 		if part.backoff == timer { // else somebody was faster
 			part.backoff = nil
-			p.schedule(part)
+			p.schedule(part, time.Now())
 		}
 	})
 	part.backoff = timer
