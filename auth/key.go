@@ -190,22 +190,22 @@ func checksum(body []byte) [sumLen]byte {
 }
 
 func allBase62(b []byte) bool {
+	signs := int8(0)
 	for _, c := range b {
-		if base62Value(c) < 0 {
-			return false
-		}
+		signs |= base62Values[c]
 	}
-	return true
+	return signs >= 0
 }
 
-func base62Value(c byte) int {
-	switch {
-	case c >= '0' && c <= '9':
-		return int(c - '0')
-	case c >= 'A' && c <= 'Z':
-		return int(c-'A') + 10
-	case c >= 'a' && c <= 'z':
-		return int(c-'a') + 36
+func base62Value(c byte) int { return int(base62Values[c]) }
+
+// base62Values are the digits' values, and -1 for every other byte.
+var base62Values = func() (values [256]int8) {
+	for i := range values {
+		values[i] = -1
 	}
-	return -1
-}
+	for i := range len(base62) {
+		values[base62[i]] = int8(i)
+	}
+	return values
+}()

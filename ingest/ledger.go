@@ -66,11 +66,11 @@ func (t *tally) total(o signals.Outcome) int {
 
 // A ledger holds the promise "received = sum of outcomes": a tally is added to both sides at once, when the answer is decided.
 type ledger struct {
-	received map[string]prometheus.Counter
-	outcomes map[outcomeKey]prometheus.Counter
+	records map[string]*records // by kind
 
 	requests *prometheus.CounterVec
-	children sync.Map // requestKey → prometheus.Counter; its keys come from closed lists only
+	served   map[string]prometheus.Counter // by kind: the answers that nearly all get
+	children sync.Map                      // requestKey → prometheus.Counter; its keys come from closed lists only
 	duration *prometheus.HistogramVec
 	byKind   map[string]prometheus.Observer
 	forged   prometheus.Counter
@@ -90,10 +90,25 @@ func (l *ledger) listener(name string, max int) listenerMetrics {
 	return listenerMetrics{l.conns.WithLabelValues(name), l.turnedAway.WithLabelValues(name)}
 }
 
-type outcomeKey struct {
-	kind    string
+// records are the two sides of the ledger for one kind.
+type records struct {
+	received prometheus.Counter
+	outcomes []outcomeCounter // few, and those that nearly all have come first
+}
+
+type outcomeCounter struct {
 	outcome signals.Outcome
 	reason  signals.Reason
+	n       prometheus.Counter
+}
+
+func (r *records) counter(o signals.Outcome, reason signals.Reason) prometheus.Counter {
+	for i := range r.outcomes {
+		if c := &r.outcomes[i]; c.reason == reason && c.outcome == o {
+			return c.n
+		}
+	}
+	panic("BUG: outcome " + string(o) + " has no reason " + string(reason))
 }
 
 type requestKey struct {
@@ -112,8 +127,8 @@ func newLedger(reg prometheus.Registerer) *ledger {
 		Help: "What the sender was told of each record received. Received equals the sum of outcomes.",
 	}, []string{"kind", "outcome", "reason"})
 	l := &ledger{
-		received: map[string]prometheus.Counter{},
-		outcomes: map[outcomeKey]prometheus.Counter{},
+		records: map[string]*records{},
+		served:  map[string]prometheus.Counter{},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_ingest_requests_total",
 			Help: "Requests to the edge by the code of their answer and the reason for it. Those by gRPC have the HTTP code that means the same.",
@@ -144,12 +159,13 @@ func newLedger(reg prometheus.Registerer) *ledger {
 	}
 	reg.MustRegister(received, outcomes, l.requests, l.duration, l.forged, l.conns, l.maxConns, l.turnedAway)
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
-		l.received[kind] = received.WithLabelValues(kind)
-		for outcome, reasons := range signals.Reasons {
-			for _, r := range reasons {
-				l.outcomes[outcomeKey{kind, outcome, r}] = outcomes.WithLabelValues(kind, string(outcome), string(r))
+		of := &records{received: received.WithLabelValues(kind)}
+		for _, outcome := range []signals.Outcome{signals.Accepted, signals.Filtered, signals.Invalid, signals.Unavailable} {
+			for _, r := range signals.Reasons[outcome] {
+				of.outcomes = append(of.outcomes, outcomeCounter{outcome, r, outcomes.WithLabelValues(kind, string(outcome), string(r))})
 			}
 		}
+		l.records[kind] = of
 	}
 	// What alerts are about exists from the start: rate() does not see the increase of a series that begins above 0.
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals, kindWhoami, kindOther} {
@@ -157,7 +173,7 @@ func newLedger(reg prometheus.Registerer) *ledger {
 		l.answers(requestKey{kind, 500, panicked})
 	}
 	for _, kind := range []string{kindLogs, kindSpans, kindMetrics, kindSignals} {
-		l.answers(requestKey{kind, 200, served})
+		l.served[kind] = l.answers(requestKey{kind, 200, served})
 		for _, reason := range []refusal{authAway, kafkaAway, spoolFull, overloaded, subjectAway, stopping} {
 			l.answers(requestKey{kind, 503, reason})
 		}
@@ -168,17 +184,18 @@ func newLedger(reg prometheus.Registerer) *ledger {
 // settle adds a decided tally to both sides of the ledger.
 func (l *ledger) settle(t *tally) {
 	for _, c := range t.counts {
-		l.received[c.kind].Add(float64(c.n))
-		counter, ok := l.outcomes[outcomeKey{c.kind, c.outcome, c.reason}]
-		if !ok {
-			panic("BUG: outcome " + string(c.outcome) + " has no reason " + string(c.reason))
-		}
-		counter.Add(float64(c.n))
+		of, n := l.records[c.kind], float64(c.n)
+		of.received.Add(n)
+		of.counter(c.outcome, c.reason).Add(n)
 	}
 }
 
 func (l *ledger) request(kind string, code int, reason refusal, took time.Duration) {
-	l.answers(requestKey{kind, code, reason}).Inc()
+	if n := l.served[kind]; n != nil && code == 200 && reason == served {
+		n.Inc()
+	} else {
+		l.answers(requestKey{kind, code, reason}).Inc()
+	}
 	l.byKind[kind].Observe(took.Seconds())
 }
 

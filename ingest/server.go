@@ -64,6 +64,7 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg.IdleTimeout = 2 * time.Minute
 	}
 	cfg.ListenConfig = cfg.withDefaults()
+	cfg.lateDeadlines = true
 	base, cancel := context.WithCancel(context.Background())
 	s := &Server{cfg: cfg, base: base, cancel: cancel}
 	s.http = &fasthttp.Server{
@@ -86,6 +87,7 @@ func NewServer(cfg ServerConfig) *Server {
 		CloseOnShutdown:              true,
 		DisablePreParseMultipartForm: true,
 		NoDefaultContentType:         true,
+		LazyRequestTime:              true,
 		Logger:                       quiet{},
 	}
 	return s

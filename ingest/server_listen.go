@@ -20,6 +20,9 @@ type ListenConfig struct {
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For, and PROXY header, is believed
 	ProxyProtocol  bool           // connections from TrustedProxies begin with a PROXY header, version 1 or 2; others must not
 	Certificate    *Certificate   // TLS by it; nil: none
+
+	// lateDeadlines: see conn. Only for a server that sets the deadlines of a connection while nothing waits on it.
+	lateDeadlines bool
 }
 
 func (c ListenConfig) withDefaults() ListenConfig {
@@ -37,7 +40,7 @@ func (c ListenConfig) listen(ln net.Listener, m listenerMetrics, tooMany string,
 	if c.ProxyProtocol {
 		ln = &proxyproto.Listener{Listener: ln, ReadHeaderTimeout: proxyHeaderTimeout, ConnPolicy: c.proxyPolicy}
 	}
-	l := &listener{Listener: ln, max: int64(c.MaxConns), metrics: m}
+	l := &listener{Listener: ln, max: int64(c.MaxConns), metrics: m, late: c.lateDeadlines}
 	if c.Certificate == nil {
 		l.tooMany = tooMany
 		return l
@@ -59,6 +62,7 @@ type listener struct {
 	net.Listener
 	max     int64
 	tooMany string // written to a connection that is turned away
+	late    bool   // of the connections
 	open    atomic.Int64
 	metrics listenerMetrics
 }
@@ -71,7 +75,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		if l.open.Add(1) <= l.max {
 			l.metrics.open.Inc()
-			return &conn{Conn: c, listener: l}, nil
+			return &conn{Conn: c, listener: l, late: l.late}, nil
 		}
 		l.open.Add(-1)
 		l.metrics.refused.Inc()
@@ -83,11 +87,99 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 // A conn is one connection of a client. Close may linger: see there.
+//
+// A server sets four deadlines for a request: for its headers, its body, its answer and the wait for the next. Most requests come in one piece, so that
+// nothing waits under the first two, and those of a busy connection differ from the ones before by nothing that matters. With late, a deadline is only
+// noted, and set when something is about to wait under it; one in the past, which is to wake what waits, is set at once.
 type conn struct {
 	net.Conn
 	listener *listener
 	linger   atomic.Bool
 	closing  sync.Once
+
+	late        bool
+	read, write deadline
+}
+
+// A deadline is one that was asked for and the one that is set, in nanoseconds since deadlineZero; 0 is none.
+type deadline struct{ asked, set atomic.Int64 }
+
+var deadlineZero = time.Now() // by the monotonic clock, so that a clock that is set changes no deadline
+
+// want notes t, and says whether it has to be set at once.
+func (d *deadline) want(t time.Time) bool {
+	n := int64(0)
+	if !t.IsZero() {
+		n = int64(t.Sub(deadlineZero))
+		if !t.After(time.Now()) {
+			d.asked.Store(n)
+			d.set.Store(n)
+			return true
+		}
+	}
+	d.asked.Store(n)
+	return false
+}
+
+// deadlineSlack is how much of a deadline's time may be missing: a part of this many.
+const deadlineSlack = 32
+
+// due returns the deadline that has to be set now, if one has.
+func (d *deadline) due() (time.Time, bool) {
+	asked, set := d.asked.Load(), d.set.Load()
+	if asked == set {
+		return time.Time{}, false
+	}
+	if asked == 0 {
+		d.set.Store(0)
+		return time.Time{}, true
+	}
+	t := deadlineZero.Add(time.Duration(asked))
+	if missing := asked - set; set != 0 && missing > 0 && missing < int64(time.Until(t))/deadlineSlack {
+		return time.Time{}, false
+	}
+	d.set.Store(asked)
+	return t, true
+}
+
+func (c *conn) SetReadDeadline(t time.Time) error {
+	if c.late && !c.read.want(t) {
+		return nil
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	if c.late && !c.write.want(t) {
+		return nil
+	}
+	return c.Conn.SetWriteDeadline(t)
+}
+
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	if c.late {
+		if t, ok := c.read.due(); ok {
+			if err := c.Conn.SetReadDeadline(t); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	if c.late {
+		if t, ok := c.write.due(); ok {
+			if err := c.Conn.SetWriteDeadline(t); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return c.Conn.Write(b)
 }
 
 const (
