@@ -7,9 +7,9 @@ import (
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"flowstate.inc/sluice/ingest/inflate"
 	"flowstate.inc/sluice/ingest/otlp"
 )
 
@@ -241,33 +241,47 @@ func (p *bodies) decode(c *charge, how coding, b *buffer) (*buffer, error) {
 // mostInflated is how many times its size a gzip stream is believed to become before it is seen to.
 const mostInflated = 64
 
-// gunzipped is about how many bytes a gzip stream becomes, and one more so that its end is seen without growing: its last four bytes say so. Who lies there
+// gunzipped is about how much room a gzip stream wants: its last four bytes say what it becomes. Who lies there
 // gets what a bomb gets, up to the same limit and charged to the same budget; a second member costs some growing.
 func (p *bodies) gunzipped(body []byte) int {
 	n := len(body)
 	if n < 18 { // a header and a trailer
 		return firstBuffer
 	}
-	return int(min(uint64(binary.LittleEndian.Uint32(body[n-4:])), uint64(mostInflated*n), uint64(p.decoded))) + 1
+	return int(min(uint64(binary.LittleEndian.Uint32(body[n-4:])), uint64(mostInflated*n), uint64(p.decoded))) + inflate.Slack
 }
 
-// An inflater reads one gzip stream after another.
+// An inflater reads one gzip stream after another. As the room for what it reads it makes the buffer grow, up to the limit.
 type inflater struct {
-	zr  gzip.Reader
-	src bytes.Reader
+	d    inflate.Decoder
+	pool *bodies
+	c    *charge
+	dst  *buffer
+}
+
+// More implements inflate.Room. A bomb gets to the limit, and no further.
+func (in *inflater) More(b []byte) ([]byte, error) {
+	in.dst.b = b
+	limit := in.pool.decoded + inflate.Slack
+	if cap(b) >= limit {
+		return nil, errTooLarge
+	}
+	err := in.pool.grow(in.c, in.dst, min(max(2*cap(b), firstBuffer), limit))
+	return in.dst.b, err
 }
 
 func (p *bodies) gunzip(c *charge, dst *buffer, body []byte) error {
 	in, ok := p.gzips.Get().(*inflater)
 	if !ok {
-		in = &inflater{}
+		in = &inflater{pool: p}
 	}
-	in.src.Reset(body)
-	err := in.zr.Reset(&in.src)
-	if err == nil {
-		err = p.fill(c, dst, &in.zr, p.decoded)
+	in.c, in.dst = c, dst
+	b, err := in.d.Gunzip(dst.b, body, in)
+	dst.b = b
+	if err == nil && len(b) > p.decoded {
+		err = errTooLarge
 	}
-	in.src.Reset(nil) // let go of the request's bytes before the reader waits in the pool
+	in.c, in.dst = nil, nil // let go of the request's before the decoder waits in the pool
 	p.gzips.Put(in)
 	return err
 }
