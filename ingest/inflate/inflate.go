@@ -1,6 +1,7 @@
 package inflate
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -77,6 +78,8 @@ const (
 	hasExtra     = 1 << 2
 	hasName      = 1 << 3
 	hasComment   = 1 << 4
+
+	maxText = 512 // bytes of a name or a comment and its end, as compress/gzip has it
 )
 
 // header passes over a member's header.
@@ -99,14 +102,14 @@ func (d *Decoder) header() error {
 		if flags&flag == 0 {
 			continue
 		}
-		for {
-			if at >= len(h) {
-				return ErrTruncated
-			}
-			at++
-			if h[at-1] == 0 {
-				break
-			}
+		n := bytes.IndexByte(h[min(at, len(h)):min(at+maxText, len(h))], 0)
+		switch {
+		case n >= 0:
+			at += n + 1
+		case at+maxText <= len(h):
+			return ErrCorrupt
+		default:
+			return ErrTruncated
 		}
 	}
 	if at > len(h) {
