@@ -1,0 +1,65 @@
+package main
+
+import (
+	"math"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"flowstate.inc/sluice/bench/rig"
+)
+
+// What the runbook's sizing says was measured is what the kept results say, within a tenth: people buy machines by it.
+func TestSizingAgreesWithTheResults(t *testing.T) {
+	page, err := os.ReadFile("../deploy/docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, goals, err := read("results/goals.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, growth, err := read("results/growth.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(work string, x float64, of func(rig.Point) float64) float64 {
+		return median(slices.DeleteFunc(slices.Clone(growth), func(p rig.Point) bool { return p.X != x }), work, "sluice", of)
+	}
+	record := func(p rig.Point) float64 { return p.CPUPerRecord }
+	request := func(p rig.Point) float64 { return p.CPUPerRequest }
+	peak := func(p rig.Point) float64 { return float64(p.PeakRSS) / (1 << 20) }
+	more := func(rules float64) float64 { return (at("rules", rules, request) - at("rules", 0, request)) / 1000 }
+	for _, c := range []struct {
+		row  string // of the table, with a group for each figure
+		want []float64
+	}{
+		{`processor, 20 gzipped records a request \| (\S+) µs a record, (\S+) µs a request`,
+			[]float64{median(goals, "pb.gz-20", "sluice", record), median(goals, "pb.gz-20", "sluice", request)}},
+		{`processor, 1 record a request \| (\S+) µs a record`, []float64{median(goals, "pb-1", "sluice", record)}},
+		{`processor, Kafka away, all to the spool \| (\S+) µs a record`, []float64{at("spool", 2, record)}},
+		{`policy rules that do not match \| (\S+) ms a request with 100 rules, (\S+) ms with 1 000`, []float64{more(100), more(1000)}},
+		{`memory, at rest, 100, 1 000, 8 000 connections \| ([^,]+), ([^,]+), ([^,]+), (\S+) MiB`,
+			[]float64{at("connections", 1, peak), at("connections", 100, peak), at("connections", 1000, peak), at("connections", 8000, peak)}},
+		{`\(10 000 keys: (\S+) MiB in all\)`, []float64{at("keys", 10000, peak)}},
+	} {
+		m := regexp.MustCompile(c.row).FindStringSubmatch(string(page))
+		if m == nil {
+			t.Errorf("the runbook's sizing has no %s", c.row)
+			continue
+		}
+		for i, want := range c.want {
+			said, err := strconv.ParseFloat(strings.ReplaceAll(m[i+1], " ", ""), 64)
+			// A figure of one digit says no more than that.
+			if err != nil || math.Abs(said-want) > max(.1*want, .05) {
+				t.Errorf("the runbook says %q, bench/results say %.3g: %s", m[i+1], want, m[0])
+			}
+		}
+	}
+	if day := run.At.Format("2 Jan 2006"); !strings.Contains(string(page), "Measured on "+day+" by `go run ./bench`") {
+		t.Errorf("the runbook's sizing is not of %s, as bench/results are", day)
+	}
+}
