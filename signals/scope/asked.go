@@ -103,7 +103,8 @@ func fromRecord(rec *logspb.LogRecord) (string, string) {
 	return fromAttributes(attrs)
 }
 
-// fromSpan is the same for a span: its attributes, else the last of its events.
+// fromSpan is the same for a span: its attributes, else the last of its events. A span of a model call without any of them says that something was asked:
+// with the capture of message content off, which is the default of the conventions, that is all there is.
 func fromSpan(span *tracepb.Span, attrs attributeMap) (string, string) {
 	if text, found := fromAttributes(attrs); found != "" {
 		return text, found
@@ -119,7 +120,23 @@ func fromSpan(span *tracepb.Span, attrs attributeMap) (string, string) {
 			return text, found
 		}
 	}
-	return "", ""
+	return "", modelCall(attrs)
+}
+
+// modelCall is the attribute that says that a span is a call of a model or an agent; "" where none does.
+func modelCall(attrs attributeMap) string {
+	switch attrs.text("gen_ai.operation.name") {
+	case "chat", "text_completion", "generate_content", "invoke_agent":
+		return "gen_ai.operation.name"
+	}
+	switch attrs.text("llm.request.type") {
+	case "chat", "completion":
+		return "llm.request.type"
+	}
+	if strings.EqualFold(attrs.text("openinference.span.kind"), "LLM") {
+		return "openinference.span.kind"
+	}
+	return ""
 }
 
 // fromEvent reads the events of the GenAI conventions before 1.37: gen_ai.user.message has {content} as its body, or as attributes;

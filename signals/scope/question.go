@@ -42,6 +42,7 @@ type message struct {
 
 // A question is what is sent about one prompt, and what its answer is checked against.
 type question struct {
+	model  string // whom it is put to
 	fence  string // 32 hex digits that nobody could know
 	prompt string // as sent, before JSON
 	chat   []message
@@ -214,8 +215,12 @@ func parseAnswer(s string) (answer, error) {
 	return a, errAnswer
 }
 
-// overlap is how many bytes in a row, spaces apart, a reason may share with the prompt: four or five words of English, eight characters of Chinese.
-const overlap = 24
+// A reason may share fewer letters in a row with the prompt than overlap (four or five words of English, eight characters of Chinese) or two thirds of a short
+// prompt, which says all in as many; leastOverlap keeps a prompt of a word or two from forbidding every reason. In bytes, without spaces and signs.
+const (
+	overlap      = 24
+	leastOverlap = 4
+)
 
 // reason is what of the judge's reason may be kept: one bounded line without secrets that does not repeat the prompt. "" where nothing may.
 func (q question) reason(s string) string {
@@ -225,9 +230,10 @@ func (q question) reason(s string) string {
 		}
 		return r
 	}, Redact(s))), " ")
-	prompt, said := squeeze(q.prompt), squeeze(s)
-	for i := 0; i+overlap <= len(said); i++ {
-		if utf8.RuneStart(said[i]) && strings.Contains(prompt, said[i:i+overlap]) {
+	prompt, said := letters(q.prompt), letters(s)
+	shared := max(min(overlap, len(prompt)*2/3), leastOverlap)
+	for i := 0; i+shared <= len(said); i++ {
+		if utf8.RuneStart(said[i]) && strings.Contains(prompt, said[i:i+shared]) {
 			return ""
 		}
 	}
@@ -239,3 +245,13 @@ func (q question) reason(s string) string {
 
 // squeeze is a text in lower case without its spaces, for comparing.
 func squeeze(s string) string { return strings.Join(strings.Fields(strings.ToLower(s)), "") }
+
+// letters is a text in lower case, and of it only what says something: a quotation may have other signs and spaces.
+func letters(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) || unicode.IsMark(r) || unicode.IsNumber(r) || unicode.IsSymbol(r) {
+			return r
+		}
+		return -1
+	}, strings.ToLower(s))
+}

@@ -140,6 +140,23 @@ func TestReasons(t *testing.T) {
 	}
 }
 
+// A short prompt says all in few letters: what would repeat most of it is withheld too, and what shares a word with it is not.
+func TestReasonsOnShortPrompts(t *testing.T) {
+	for _, c := range []struct{ prompt, said, want string }{
+		{"How much does Anna earn?", `It asks "How much does Anna earn", which is not public.`, ""},
+		{"How much does Anna earn?", "Asks how  much does Anna make.", ""},
+		{"How much does Anna earn?", "Salaries of colleagues are excluded.", "Salaries of colleagues are excluded."},
+		{"Fire Bob!", "The request to fire (Bob) is about staff.", ""},
+		{"工资多少?", "问的是工资多少", ""},
+		{"a", "A request without content.", "A request without content."},
+		{"", "Nothing was asked.", "Nothing was asked."},
+	} {
+		if got := newQuestion("s", c.prompt).reason(c.said); got != c.want {
+			t.Errorf("on %q, %q became %q, want %q", c.prompt, c.said, got, c.want)
+		}
+	}
+}
+
 func TestVague(t *testing.T) {
 	for text, want := range map[string]Vagueness{
 		"":                        NoScope,
@@ -184,6 +201,17 @@ func TestRedact(t *testing.T) {
 	}
 	if got := Redact("postgres://app:s3cret@db/x and Authorization: Bearer abcdefghijklmnopqrstuvwxyz"); strings.Contains(got, "s3cret") || strings.Contains(got, "abcdefghijkl") {
 		t.Error(got)
+	}
+	for _, text := range []string{"SECRET_KEY=hunter2hunter2", "export DJANGO_SECRET_KEY='hunter2hunter2'", `{\"password\": \"hunter2hunter2\"}`, `{"db_password":"hunter2hunter2"}`,
+		"mysql --password hunter2hunter2 -h db", "cli --api-key=hunter2hunter2", "cli --token hunter2hunter2", "AWS_SECRET_ACCESS_KEY: hunter2hunter2", `"{\\\"token\\\":\\\"hunter2hunter2\\\"}"`,
+		"PRIVATE_KEY = hunter2hunter2", "ENCRYPTION_KEY=hunter2hunter2", "curl -u admin:hunter2hunter2 https://x"} {
+		if got := Redact(text); strings.Contains(got, "hunter2") {
+			t.Errorf("%q became %q", text, got)
+		}
+	}
+	const flags = "Explain the flags --password and --token of the client, and what a secret key is."
+	if got := Redact(flags); got != flags {
+		t.Errorf("harmless flags became %q", got)
 	}
 	const harmless = "Summarise ticket 4711: the token counter shows 12 tokens, and the password reset page is slow."
 	if got := Redact(harmless); got != harmless {

@@ -24,8 +24,13 @@ var secrets = []struct {
 	{"sealed-token", regexp.MustCompile(`\bhv[sbr]\.[0-9A-Za-z_-]{20,}|\bAGE-SECRET-KEY-1[0-9A-Z]{20,}`)},
 	{"bearer", regexp.MustCompile(`(?i)\b(?:bearer|basic)\s+[0-9a-z+/._~-]{16,}=*`)},
 	{"password-in-url", regexp.MustCompile(`\b([a-z][a-z0-9+.-]{1,20})://[^\s/:@]{0,200}:[^\s/@]{1,200}@`)},
-	{"secret", regexp.MustCompile(`(?i)((?:password|passwd|passphrase|passwort|mot de passe|contraseña|pwd|secret|token|api[_ -]?key|access[_ -]?key|client[_ -]?secret|account[_ -]?key)["']?\s{0,3}(?:\b(?:is|ist|es|est)\b\s{0,3}[:=]?|:=?|=>?)\s{0,3}["']?)[^\s"',;]{6,}`)},
+	{"secret", regexp.MustCompile(`(?i)(` + announced + `\\{0,4}["']?\s{0,3}(?:\b(?:is|ist|es|est)\b\s{0,3}[:=]?|:=?|=>?)\s{0,3}\\{0,4}["']?)[^\s"',;]{6,}`)},
+	{"secret", regexp.MustCompile(`(?i)((?:^|\s)--?[a-z0-9-]{0,40}` + announced + `[ =]\s{0,3}["']?)[^\s"',;-][^\s"',;]{5,}`)},
+	{"secret", regexp.MustCompile(`((?:^|\s)(?:-u|--user)[ =]\s{0,3}["']?[^\s:"']{1,100}:)[^\s"']{4,}`)},
 }
+
+// announced are the words that announce a secret, alone or at the end of a longer name: DB_PASSWORD, "client_secret", --api-key.
+const announced = `(?:password|passwd|passphrase|passwort|mot de passe|contraseña|pwd|(?:secret|private|signing|encryption|master|api|access|account|auth)[_ -]?(?:access[_ -]?)?key|secret|token)`
 
 // Redact cuts keys of ours and other credentials out of a text. It finds shapes, so it is a net and not a wall: a secret that looks like a word passes.
 func Redact(s string) string {

@@ -26,8 +26,8 @@ func attributes(list []*commonpb.KeyValue) attributeMap {
 
 func (m attributeMap) text(name string) string { return m[name].GetStringValue() }
 
-// lastIndexed reads flattened messages, PREFIX.N.ROLE and PREFIX.N.[message.]content: the content of the user's last one that has any. The second
-// result says whether there are such attributes at all.
+// lastIndexed reads flattened messages, PREFIX.N.ROLE and PREFIX.N.[message.]content: the content of the user's last one that has any. Older writers gave no role,
+// since all they had was what the user said, or named the text after it, PREFIX.N.user. The second result says whether there are such attributes at all.
 func (m attributeMap) lastIndexed(prefix, role string) (string, bool) {
 	last := -1
 	for name := range m {
@@ -43,12 +43,14 @@ func (m attributeMap) lastIndexed(prefix, role string) (string, bool) {
 	stem := strings.TrimSuffix(role, "role") // "" or "message."
 	for n := last; n >= 0; n-- {
 		at := prefix + strconv.Itoa(n) + "."
-		if !isUser(m.text(at + role)) {
+		if said := m.text(at + role); said != "" && !isUser(said) {
 			continue
 		}
-		if v, ok := m[at+stem+"content"]; ok {
-			if text := userText(parsed(v), 0); text != "" {
-				return text, true
+		for _, name := range []string{stem + "content", "user"} {
+			if v, ok := m[at+name]; ok {
+				if text := userText(parsed(v), 0); present(text) != "" {
+					return text, true
+				}
 			}
 		}
 		var parts []string
