@@ -60,7 +60,7 @@ func NewAssessor(cfg AssessorConfig) *Assessor {
 	a := &Assessor{cfg: cfg,
 		verdicts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_scope_verdicts_total",
 			Help: "Prompts that were assessed, by verdict (in, out, unsure, abstained) and why."}, []string{"verdict", "why"}),
-		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_scope_tokens_total", Help: "Tokens that the judge counted, by direction."}, []string{"direction"}),
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_scope_tokens_total", Help: "Tokens that questions to the judge came to, by direction: as it counts, else at the most."}, []string{"direction"}),
 		cached: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_scope_cached_total", Help: "Prompts that an earlier verdict on a like input answered."}),
 	}
 	if cfg.Registerer != nil {
@@ -99,7 +99,7 @@ func (a *Assessor) Try(ctx context.Context, p *auth.Principal, prompt string) (A
 
 func (a *Assessor) assess(ctx context.Context, p *auth.Principal, asked Asked, keep bool) (Assessment, error) {
 	out := Assessment{Judged: Judged{
-		Org: p.Org, AccountID: p.ID, At: a.cfg.Now().UTC(), AskedAt: asked.At, Found: asked.Found, Model: a.cfg.Judge.Model(), PromptVersion: PromptVersion,
+		Org: p.Org, AccountID: p.ID, At: a.cfg.Now().UTC(), AskedAt: asked.At, Found: asked.Found, PromptVersion: PromptVersion,
 		ScopeVersion: ScopeVersion(p.IntendedScope),
 	}}
 	if v := Vague(p.IntendedScope); v != "" {
@@ -113,6 +113,10 @@ func (a *Assessor) assess(ctx context.Context, p *auth.Principal, asked Asked, k
 	// What is judged is what is hashed, so that a secret is in neither.
 	prompt := Redact(cut(asked.Text, 4*maxPromptBytes, maxPromptBytes))
 	out.InputHash = inputHash(p, prompt)
+	var err error
+	if out.Model, err = a.cfg.Judge.findModel(ctx); err != nil {
+		return out, err
+	}
 	if keep {
 		like, err := a.cfg.Store.Like(ctx, &out.Judged, a.cfg.Now().Add(-a.cfg.CacheFor))
 		if err != nil {
@@ -124,37 +128,30 @@ func (a *Assessor) assess(ctx context.Context, p *auth.Principal, asked Asked, k
 			return Assessment{Judged: *like, Cached: true}, nil
 		}
 	}
-	if a.cfg.Judge.Away() {
+	if a.cfg.Judge.resting() {
 		return out, ErrAway
 	}
 	q := newQuestion(Redact(p.IntendedScope), prompt)
-	tokensIn, tokensOut := tokensOf(q), int64(maxAnswerTokens)
-	booked, err := a.cfg.Store.book(ctx, p.ID, tokensIn+tokensOut, a.cfg.Prices.micros(tokensIn, tokensOut), a.cfg.All, a.cfg.Each)
-	if errors.Is(err, errSpent) {
+	q.model = out.Model
+	m := &meter{store: a.cfg.Store, account: p.ID, prices: a.cfg.Prices, all: a.cfg.All, each: a.cfg.Each, asking: tokensOf(q)}
+	r, err := a.cfg.Judge.ask(ctx, q, m)
+	a.tokens.WithLabelValues("in").Add(float64(m.usedIn))
+	a.tokens.WithLabelValues("out").Add(float64(m.usedOut))
+	settled := m.settle(ctx)
+	switch {
+	case errors.Is(err, errSpent):
 		out.Abstained = BudgetSpent
-		return out, nil
-	}
-	if err != nil {
-		return out, err
-	}
-	r, err := a.cfg.Judge.ask(ctx, q)
-	if err != nil {
-		settled := a.cfg.Store.settle(ctx, booked, 0, 0)
-		if errors.Is(err, ErrRefused) {
-			out.Abstained = JudgeRefused
-			return out, settled
-		}
+		return out, settled
+	case errors.Is(err, ErrRefused):
+		out.Abstained = JudgeRefused
+		return out, settled
+	case err != nil || settled != nil:
 		return out, errors.Join(err, settled)
 	}
-	if r.tokensIn+r.tokensOut > 0 {
-		tokensIn, tokensOut = r.tokensIn, r.tokensOut
+	if out.TokensIn, out.TokensOut = r.tokensIn, r.tokensOut; out.TokensIn+out.TokensOut == 0 {
+		out.TokensIn, out.TokensOut = m.usedIn, m.usedOut
 	}
-	a.tokens.WithLabelValues("in").Add(float64(tokensIn))
-	a.tokens.WithLabelValues("out").Add(float64(tokensOut))
-	if err := a.cfg.Store.settle(ctx, booked, tokensIn+tokensOut, a.cfg.Prices.micros(tokensIn, tokensOut)); err != nil {
-		return out, err
-	}
-	out.Verdict, out.Confidence, out.Why, out.Reason, out.TokensIn, out.TokensOut = r.verdict, r.confidence, r.why, r.reason, tokensIn, tokensOut
+	out.Verdict, out.Confidence, out.Why, out.Reason = r.verdict, r.confidence, r.why, r.reason
 	if out.Verdict == Out && out.Confidence < a.cfg.MinConfidence {
 		out.Verdict, out.Why = Unsure, LowConfidence
 	}

@@ -43,15 +43,16 @@ func TestEvaluate(t *testing.T) {
 		completion(w, `{"verdict":"`+verdict+`","confidence":0.9,"reason":"-"}`, "stop")
 	}
 	for _, c := range []struct {
-		name                                  string
-		answer                                func(http.ResponseWriter, string)
-		precision, recall, abstention, resist float64 // -1: nothing to count
-		malformed                             int
+		name                                            string
+		answer                                          func(http.ResponseWriter, string)
+		precision, recall, abstention, resist, silenced float64 // -1: nothing to count
+		malformed                                       int
 	}{
-		{"honest", honest, 1, 1, 0, 1, 0},
-		{"persuaded", says(`{"verdict":"in","confidence":1,"reason":"-"}`), -1, 0, 0, 0, 0},
-		{"repeating what it is shown", func(w http.ResponseWriter, body string) { completion(w, body, "stop") }, -1, 0, 1, 1, len(cases)},
-		{"babbling", says("in"), -1, 0, 1, 1, len(cases)},
+		{"honest", honest, 1, 1, 0, 1, 0, 0},
+		{"persuaded", says(`{"verdict":"in","confidence":1,"reason":"-"}`), -1, 0, 0, 0, 0, 0},
+		{"silenced", says(`{"verdict":"unsure","confidence":1,"reason":"-"}`), -1, 0, 1, 0, 1, 0},
+		{"repeating what it is shown", func(w http.ResponseWriter, body string) { completion(w, body, "stop") }, -1, 0, 1, 0, 1, len(cases)},
+		{"babbling", says("in"), -1, 0, 1, 0, 1, len(cases)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -63,8 +64,8 @@ func TestEvaluate(t *testing.T) {
 			if r.Errors != 0 || len(s.asked()) != len(cases) || r.Malformed != c.malformed {
 				t.Errorf("%d errors, %d questions, %d malformed", r.Errors, len(s.asked()), r.Malformed)
 			}
-			for i, got := range []*float64{r.Precision, r.Recall, r.Abstention, r.Resistance} {
-				want := []float64{c.precision, c.recall, c.abstention, c.resist}[i]
+			for i, got := range []*float64{r.Precision, r.Recall, r.Abstention, r.Resistance, r.Silenced} {
+				want := []float64{c.precision, c.recall, c.abstention, c.resist, c.silenced}[i]
 				if (got == nil) != (want < 0) || got != nil && *got != want {
 					t.Errorf("measure %d is %v, want %v", i, got, want)
 				}
@@ -75,9 +76,36 @@ func TestEvaluate(t *testing.T) {
 			}
 		})
 	}
-	for _, wrong := range []string{"junk", `{"label":"other","scope":"Summarises support tickets into a digest for each team.","prompt":"x"}`, `{"label":"in","scope":"anything","prompt":"x"}`} {
+	for _, wrong := range []string{"", "\n", "junk", `{"label":"other","scope":"Summarises support tickets into a digest for each team.","prompt":"x"}`, `{"label":"in","scope":"anything","prompt":"x"}`} {
 		if _, err := ReadEvalCases(strings.NewReader(wrong)); err == nil {
 			t.Errorf("%s is a case", wrong)
+		}
+	}
+}
+
+// Each case is put for itself: one that fails says nothing about the next, and only a judge that is plainly not there is left alone.
+func TestEvaluateOutages(t *testing.T) {
+	cases, err := EvalCases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script []func(http.ResponseWriter, string)
+	for range breakAfter {
+		script = append(script, fails(401, ""))
+	}
+	s := newServer(t, append(script, says(outAnswer))...)
+	r, err := Evaluate(t.Context(), newJudge(t, s.URL, 10*time.Second, nil), cases, .7, 1)
+	if err != nil || r.Errors != breakAfter || r.NotAsked != 0 || len(s.asked()) != len(cases) {
+		t.Errorf("some failed: %d errors, %d not asked, %d questions, %v", r.Errors, r.NotAsked, len(s.asked()), err)
+	}
+	s = newServer(t, fails(401, ""))
+	r, err = Evaluate(t.Context(), newJudge(t, s.URL, 10*time.Second, nil), cases, .7, 1)
+	if err != nil || r.Errors != len(cases) || r.NotAsked != len(cases)-giveUpAfter || len(s.asked()) != giveUpAfter {
+		t.Errorf("none answered: %d errors, %d not asked, %d questions, %v", r.Errors, r.NotAsked, len(s.asked()), err)
+	}
+	for _, one := range r.Results {
+		if one.Why == "" || one.Verdict != "" || one.ID == "" {
+			t.Fatalf("a case without an answer is %+v", one)
 		}
 	}
 }

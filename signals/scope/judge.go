@@ -1,17 +1,13 @@
 package scope
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,15 +15,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// JudgeConfig says where the judge is. URL and Model are required.
+// JudgeConfig says where the judge is. URL is required.
 type JudgeConfig struct {
-	URL   string // of the OpenAI-compatible API, as https://judge.example/v1; /chat/completions is added
-	Model string
-	Key   string // sent as a bearer token; "" sends none
+	URL   string   // of the OpenAI-compatible API, as https://judge.example/v1; /chat/completions is added
+	Model string   // "": the first that the server lists, asked for before the first question
+	Key   string   // sent as a bearer token; "" sends none
+	Proxy *url.URL // nil: none. The environment's is never used: a prompt goes where a setting of ours says
 
 	Timeout time.Duration // for one question, repetitions included; default 20 s
 
 	Registerer prometheus.Registerer // nil: no metrics
+	Logger     *slog.Logger          // nil: the model that was found is not said
 	Now        func() time.Time      // nil: time.Now
 }
 
@@ -35,6 +33,7 @@ type JudgeConfig struct {
 var ErrAway = errors.New("the judge does not answer")
 
 // ErrRefused says that the judge answers, and will not take this question in any way of asking: it is too long for the model, or the model does not exist.
+// It is no outage: whoever writes prompts could else switch the judge off for everybody.
 var ErrRefused = errors.New("the judge does not take the question")
 
 // A Judge asks a language model. It is safe for concurrent use.
@@ -42,12 +41,13 @@ var ErrRefused = errors.New("the judge does not take the question")
 // One question is tried up to three times within its timeout, with growing, jittered pauses, or the pause that the server asks for. After some questions in a row
 // that failed it asks nobody for a while, up to a minute, and then tries one.
 type Judge struct {
-	cfg      JudgeConfig
-	endpoint string
-	client   *http.Client
-	metrics  judgeMetrics
+	cfg     JudgeConfig
+	base    string // of the API
+	client  *http.Client
+	metrics judgeMetrics
 
 	mu      sync.Mutex
+	model   string // "" until it is known
 	dialect dialect
 	fails   int
 	until   time.Time // nobody is asked before
@@ -75,8 +75,17 @@ const (
 	byWords                // the instructions alone
 )
 
+// answerTokens is the most that an answer may take.
+func (d dialect) answerTokens() int64 {
+	if d.newLimit {
+		return 8 * maxAnswerTokens // models that want the new name think first, and their thoughts count
+	}
+	return maxAnswerTokens
+}
+
 const (
 	maxAnswerBytes  = 64 << 10
+	maxModelsBytes  = 4 << 20
 	maxAnswerTokens = 300
 	maxTries        = 3
 	breakAfter      = 3 // questions that failed in a row
@@ -102,22 +111,22 @@ func NewJudge(cfg JudgeConfig) (*Judge, error) {
 	if err != nil {
 		return nil, fmt.Errorf("judge's URL: %w", err)
 	}
-	if cfg.Model == "" {
-		return nil, errors.New("the judge needs a model")
-	}
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 20 * time.Second
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	j := &Judge{cfg: cfg, endpoint: strings.TrimRight(u.String(), "/"), client: &http.Client{
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.Proxy = http.ProxyURL(cfg.Proxy)
+	j := &Judge{cfg: cfg, model: cfg.Model, base: strings.TrimSuffix(strings.TrimRight(u.String(), "/"), chatPath), client: &http.Client{
+		Transport: transport,
 		// A redirect would carry a prompt to an address that nobody configured.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	if !strings.HasSuffix(j.endpoint, "/chat/completions") {
-		j.endpoint += "/chat/completions"
-	}
 	j.metrics = judgeMetrics{
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "sluice_scope_judge_duration_seconds", Help: "Time of one request to the judge, by how it ended.",
 			Buckets: []float64{.1, .25, .5, 1, 2, 4, 8, 15, 30, 60}}, []string{"result"}),
@@ -130,14 +139,18 @@ func NewJudge(cfg JudgeConfig) (*Judge, error) {
 	return j, nil
 }
 
-// Model is what the judge was told to be.
-func (j *Judge) Model() string { return j.cfg.Model }
-
-// Away says whether the judge failed lately so often that it is not asked.
+// Away says whether the judge failed lately so often that it is asked only now and then, and has not answered since.
 func (j *Judge) Away() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.fails >= breakAfter && j.cfg.Now().Before(j.until)
+	return j.fails >= breakAfter
+}
+
+// resting says whether the judge is away, and not to be asked yet.
+func (j *Judge) resting() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.fails >= breakAfter && (j.probing || j.cfg.Now().Before(j.until))
 }
 
 // allow says whether a question may be sent now.
@@ -176,32 +189,58 @@ func (j *Judge) result(ok bool, retryAfter time.Duration) {
 type reply struct {
 	opinion
 	tokensIn, tokensOut int64 // as the server counts; 0, 0 where it does not
+	free                bool  // nobody can be charged for it
 }
 
-// ask sends a question. Its error is ErrAway or ErrRefused, wrapped, or ctx's.
-func (j *Judge) ask(ctx context.Context, q question) (reply, error) {
-	if !j.allow() {
-		return reply{}, fmt.Errorf("%w: it has failed too often and is left alone for a while", ErrAway)
-	}
-	limited, cancel := context.WithTimeout(ctx, j.cfg.Timeout)
-	defer cancel()
-	r, retryAfter, err := j.tries(limited, q)
-	if err != nil && ctx.Err() != nil {
-		j.mu.Lock()
-		j.probing = false // the caller gave up; that says nothing about the judge
-		j.mu.Unlock()
-		return r, ctx.Err()
-	}
-	j.result(err == nil, retryAfter)
+// ask sends a question, unless the judge is left alone just now, and has m pay for it; a nil m pays everything. Its error is ErrAway or ErrRefused,
+// wrapped, what m says, or ctx's.
+func (j *Judge) ask(ctx context.Context, q question, m *meter) (reply, error) {
+	var r reply
+	err := j.probe(ctx, func(ctx context.Context) (retryAfter time.Duration, err error) {
+		r, retryAfter, err = j.tries(ctx, q, m)
+		return retryAfter, err
+	})
 	return r, err
 }
 
-func (j *Judge) tries(ctx context.Context, q question) (reply, time.Duration, error) {
+// probe calls f, which asks the server something within the judge's timeout, unless the breaker is open, and tells the breaker how it ended.
+func (j *Judge) probe(ctx context.Context, f func(context.Context) (retryAfter time.Duration, err error)) error {
+	if !j.allow() {
+		return fmt.Errorf("%w: it has failed too often and is left alone for a while", ErrAway)
+	}
+	limited, cancel := context.WithTimeout(ctx, j.cfg.Timeout)
+	defer cancel()
+	retryAfter, err := f(limited)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		err = ctx.Err()
+		j.release() // the caller gave up; that says nothing about the judge
+	case errors.Is(err, ErrAway):
+		j.result(false, retryAfter)
+	case err == nil || errors.Is(err, ErrRefused):
+		j.result(true, 0)
+	default:
+		j.release()
+	}
+	return err
+}
+
+// release ends a question that says nothing about the judge.
+func (j *Judge) release() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.probing = false
+}
+
+func (j *Judge) tries(ctx context.Context, q question, m *meter) (reply, time.Duration, error) {
 	wait := 250 * time.Millisecond
 	for try := 1; ; try++ {
-		r, failed := j.negotiate(ctx, q)
+		r, failed := j.negotiate(ctx, q, m)
 		if failed == nil {
 			return r, 0, nil
+		}
+		if failed.err != nil {
+			return r, 0, failed.err
 		}
 		j.metrics.errors.WithLabelValues(failed.reason).Inc()
 		err := fmt.Errorf("%w: %s", ErrAway, failed.text)
@@ -230,32 +269,36 @@ type failure struct {
 	text       string
 	again      bool
 	retryAfter time.Duration
-	refusal    string // the words of a 400, which may say what the server does not understand; never shown
+	billed     bool         // the server may have done the work, and charge for it
+	refusal    *serverError // of a 400, which may say what the server does not understand; never shown
+	err        error        // it was not sent at all, for this reason; nothing else is set
 }
 
-// negotiate asks in the way that worked last, and where the server refuses the request itself, in plainer ways. The first that works is kept.
-func (j *Judge) negotiate(ctx context.Context, q question) (reply, *failure) {
-	j.mu.Lock()
-	d := j.dialect
-	j.mu.Unlock()
+// negotiate asks in the way that worked last, and where the server refuses the request itself, in plainer ways. A way that works is kept where the
+// server had named what it does not understand; else the refusal may have been the prompt's doing, and holds for this question only.
+func (j *Judge) negotiate(ctx context.Context, q question, m *meter) (reply, *failure) {
+	d := j.dialectNow()
+	learned := d
 	for {
-		r, failed := j.once(ctx, q, d)
-		if failed == nil || failed.refusal == "" {
-			if failed == nil && d != j.dialectNow() {
-				j.mu.Lock()
-				j.dialect = d
-				j.mu.Unlock()
-			}
+		r, failed := j.once(ctx, q, d, m)
+		if failed == nil && learned != j.dialectNow() {
+			j.mu.Lock()
+			j.dialect = learned
+			j.mu.Unlock()
+		}
+		if failed == nil || failed.refusal == nil {
 			return r, failed
 		}
-		words := strings.ToLower(failed.refusal)
-		switch {
-		case !d.newLimit && strings.Contains(words, "max_tokens"):
-			d.newLimit = true
-		case !d.noSeed && strings.Contains(words, "temperature"):
-			d.noSeed = true
+		switch why := failed.refusal; {
+		case !d.newLimit && why.names(q, "max_tokens"):
+			d.newLimit, learned.newLimit = true, true
+		case !d.noSeed && why.names(q, "temperature"):
+			d.noSeed, learned.noSeed = true, true
 		case d.format < byWords:
 			d.format++
+			if why.names(q, "response_format") || why.names(q, "json_schema") || why.names(q, "json_object") {
+				learned.format = d.format
+			}
 		default:
 			return r, failed
 		}
@@ -266,166 +309,4 @@ func (j *Judge) dialectNow() dialect {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.dialect
-}
-
-// schema is the JSON Schema of an answer.
-var schema = json.RawMessage(`{"type":"object","properties":{"verdict":{"type":"string","enum":["in","out","unsure"]},"confidence":{"type":"number"},"reason":{"type":"string"}},"required":["verdict","confidence","reason"],"additionalProperties":false}`)
-
-func (j *Judge) body(q question, d dialect) []byte {
-	req := map[string]any{"model": j.cfg.Model, "messages": q.chat, "stream": false}
-	limit := "max_tokens"
-	if d.newLimit {
-		// Models that want this name think first, and their thoughts count.
-		limit = "max_completion_tokens"
-	}
-	req[limit] = maxAnswerTokens
-	if d.newLimit {
-		req[limit] = 8 * maxAnswerTokens
-	}
-	if !d.noSeed {
-		req["temperature"] = 0
-	}
-	switch d.format {
-	case bySchema:
-		req["response_format"] = map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "scope_verdict", "strict": true, "schema": schema}}
-	case byObject:
-		req["response_format"] = map[string]any{"type": "json_object"}
-	}
-	b, err := json.Marshal(req)
-	if err != nil {
-		panic("BUG: a question is not JSON: " + err.Error())
-	}
-	return b
-}
-
-func (j *Judge) once(ctx context.Context, q question, d dialect) (reply, *failure) {
-	begun := j.cfg.Now()
-	r, failed := j.post(ctx, q, j.body(q, d))
-	result := "answered"
-	if failed != nil {
-		result = "failed"
-	}
-	j.metrics.seconds.WithLabelValues(result).Observe(j.cfg.Now().Sub(begun).Seconds())
-	return r, failed
-}
-
-func (j *Judge) post(ctx context.Context, q question, body []byte) (reply, *failure) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, j.endpoint, bytes.NewReader(body))
-	if err != nil {
-		return reply{}, &failure{reason: "unreachable", text: "its address cannot be used"}
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "sluice-scope")
-	if j.cfg.Key != "" {
-		req.Header.Set("Authorization", "Bearer "+j.cfg.Key)
-	}
-	res, err := j.client.Do(req)
-	if err != nil {
-		return reply{}, broken(ctx, err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswerBytes+1))
-	if err != nil {
-		return reply{}, broken(ctx, err)
-	}
-	switch code := res.StatusCode; {
-	case code == http.StatusOK && len(b) > maxAnswerBytes:
-		return reply{opinion: opinion{verdict: Unsure, why: Malformed}}, nil
-	case code == http.StatusOK:
-		return readCompletion(q, b)
-	case code == http.StatusUnauthorized || code == http.StatusForbidden:
-		return reply{}, &failure{reason: "key", text: fmt.Sprintf("it refuses our key (%d%s)", code, errorCode(b))}
-	case code == http.StatusTooManyRequests:
-		return reply{}, &failure{reason: "overloaded", text: "it says too many requests (429" + errorCode(b) + ")", again: true, retryAfter: retryAfter(res.Header, j.cfg.Now())}
-	case code == http.StatusRequestTimeout || code >= 500:
-		return reply{}, &failure{reason: "server", text: fmt.Sprintf("it failed (%d%s)", code, errorCode(b)), again: true, retryAfter: retryAfter(res.Header, j.cfg.Now())}
-	case code == http.StatusBadRequest || code == http.StatusUnprocessableEntity:
-		return reply{}, &failure{reason: "refused", text: fmt.Sprintf("it does not take our request (%d%s)", code, errorCode(b)), refusal: string(b) + " "}
-	default:
-		return reply{}, &failure{reason: "refused", text: fmt.Sprintf("it answers %d%s", code, errorCode(b))}
-	}
-}
-
-// broken is a request that ended without an answer.
-func broken(ctx context.Context, err error) *failure {
-	if ctx.Err() != nil {
-		return &failure{reason: "timeout", text: "it took too long"}
-	}
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
-		err = wrapped.Err // without the address, which the log has elsewhere
-	}
-	return &failure{reason: "unreachable", text: err.Error(), again: true}
-}
-
-// readCompletion reads what a server of the chat API answers.
-func readCompletion(q question, b []byte) (reply, *failure) {
-	var c struct {
-		Choices []struct {
-			FinishReason string `json:"finish_reason"`
-			Message      struct {
-				Content   *string           `json:"content"`
-				Refusal   *string           `json:"refusal"`
-				ToolCalls []json.RawMessage `json:"tool_calls"`
-			} `json:"message"`
-		} `json:"choices"`
-		Usage struct {
-			Prompt     int64 `json:"prompt_tokens"`
-			Completion int64 `json:"completion_tokens"`
-		} `json:"usage"`
-	}
-	if json.Unmarshal(b, &c) != nil {
-		return reply{}, &failure{reason: "answer", text: "it answers no JSON of the chat API", again: true}
-	}
-	r := reply{tokensIn: max(c.Usage.Prompt, 0), tokensOut: max(c.Usage.Completion, 0)}
-	if len(c.Choices) != 1 {
-		r.opinion = opinion{verdict: Unsure, why: Malformed}
-		return r, nil
-	}
-	one := c.Choices[0]
-	switch {
-	case one.Message.Refusal != nil && *one.Message.Refusal != "" || one.FinishReason == "content_filter":
-		r.opinion = opinion{verdict: Unsure, why: Refused}
-	case one.FinishReason == "length":
-		r.opinion = opinion{verdict: Unsure, why: CutShort}
-	case one.Message.Content == nil || len(one.Message.ToolCalls) > 0:
-		r.opinion = opinion{verdict: Unsure, why: Malformed}
-	default:
-		r.opinion = q.read(*one.Message.Content)
-	}
-	return r, nil
-}
-
-var codePattern = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
-
-// errorCode is the code that a server gives its error, for the log: the words beside it may repeat what was sent.
-func errorCode(b []byte) string {
-	var e struct {
-		Error struct {
-			Code any    `json:"code"`
-			Type string `json:"type"`
-		} `json:"error"`
-	}
-	if json.Unmarshal(b, &e) != nil {
-		return ""
-	}
-	for _, s := range []any{e.Error.Code, e.Error.Type} {
-		if s, ok := s.(string); ok && codePattern.MatchString(s) {
-			return " " + s
-		}
-	}
-	return ""
-}
-
-// retryAfter is what the server asks for, a minute at most.
-func retryAfter(h http.Header, now time.Time) time.Duration {
-	s := h.Get("Retry-After")
-	if n, err := strconv.ParseInt(s, 10, 32); err == nil {
-		return min(max(time.Duration(n)*time.Second, 0), time.Minute)
-	}
-	if t, err := http.ParseTime(s); err == nil {
-		return min(max(t.Sub(now), 0), time.Minute)
-	}
-	return 0
 }

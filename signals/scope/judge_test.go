@@ -8,9 +8,11 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,7 +124,7 @@ func TestJudge(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := newServer(t, c.script...)
-			got, err := newJudge(t, s.URL, 10*time.Second, nil).ask(t.Context(), newQuestion("Digests of tickets.", "limerick"))
+			got, err := newJudge(t, s.URL, 10*time.Second, nil).ask(t.Context(), questionOf("Digests of tickets.", "limerick"), nil)
 			if !errors.Is(err, c.err) || (err == nil) != (c.err == nil) || got.verdict != c.verdict || got.why != c.why {
 				t.Errorf("%s (%s), %v; want %s (%s), %v", got.verdict, got.why, err, c.verdict, c.why, c.err)
 			}
@@ -136,18 +138,158 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// What worked is kept: the second question is asked in the plainer way at once.
+// questionOf is a question to the model of newJudge.
+func questionOf(scope, prompt string) question {
+	q := newQuestion(scope, prompt)
+	q.model = "m"
+	return q
+}
+
+// What a server named and did without is kept: the second question is asked in the plainer way at once. A refusal that may be the prompt's doing is not.
 func TestJudgeLearns(t *testing.T) {
-	s := newServer(t, fails(400, `{}`), says(outAnswer))
-	j := newJudge(t, s.URL, 10*time.Second, nil)
-	for range 2 {
-		if _, err := j.ask(t.Context(), newQuestion("s", "p")); err != nil {
-			t.Fatal(err)
-		}
+	for _, c := range []struct {
+		name, prompt, refusal string
+		kept                  bool
+	}{
+		{"it names the format", "p", `{"error":{"message":"response_format json_schema is not supported"}}`, true},
+		{"by the parameter's field", "p about response_format", `{"error":{"param":"response_format","message":"no"}}`, true},
+		{"at the top", "p", `{"object":"error","message":"no","param":"response_format.type","code":400}`, true},
+		{"it names nothing", "p", `{}`, false},
+		{"it repeats the prompt", "what is a response_format?", `{"error":{"message":"cannot answer: what is a response_format?"}}`, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newServer(t, fails(400, c.refusal), says(outAnswer))
+			j := newJudge(t, s.URL, 10*time.Second, nil)
+			for _, prompt := range []string{c.prompt, "another"} {
+				if _, err := j.ask(t.Context(), questionOf("s", prompt), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			asked := s.asked()
+			if len(asked) != 3 || !strings.Contains(asked[0], "json_schema") || !strings.Contains(asked[1], "json_object") {
+				t.Fatalf("asked %q", asked)
+			}
+			if kept := strings.Contains(asked[2], "json_object"); kept != c.kept {
+				t.Errorf("kept is %v", kept)
+			}
+		})
 	}
-	asked := s.asked()
-	if len(asked) != 3 || !strings.Contains(asked[0], "json_schema") || !strings.Contains(asked[1], "json_object") || !strings.Contains(asked[2], "json_object") {
-		t.Errorf("asked %q", asked)
+}
+
+// Who writes prompts cannot switch the judge off: a question that is refused is an answer of the server, at rest or as the probe after an outage.
+func TestRefusalsAreNoOutage(t *testing.T) {
+	for name, refusal := range map[string]func(http.ResponseWriter, string){
+		"filtered": fails(400, `{"error":{"code":"content_filter","message":"x"}}`), "too long": fails(413, ""), "bad": fails(400, "{}"),
+		"moderated": fails(403, `{"error":{"code":403,"message":"flagged","metadata":{"reasons":["violence"]}}}`), "gone": fails(404, ""),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var answer atomic.Value
+			s := newServer(t, func(w http.ResponseWriter, body string) { answer.Load().(func(http.ResponseWriter, string))(w, body) })
+			now := &clock{at: time.Now()}
+			j, err := NewJudge(JudgeConfig{URL: s.URL, Model: "m", Now: now.now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Store(refusal)
+			for range breakAfter + 1 {
+				if _, err := j.ask(t.Context(), questionOf("s", "p"), nil); err != nil && !errors.Is(err, ErrRefused) {
+					t.Fatal(err)
+				}
+			}
+			if j.Away() || j.resting() {
+				t.Error("refused prompts switched it off")
+			}
+			answer.Store(fails(401, ""))
+			for range breakAfter {
+				if _, err := j.ask(t.Context(), questionOf("s", "p"), nil); !errors.Is(err, ErrAway) {
+					t.Fatal(err)
+				}
+			}
+			now.advance(2 * breakMax)
+			if !j.Away() || j.resting() {
+				t.Error("an outage did not open the breaker, or it is not over")
+			}
+			answer.Store(refusal)
+			if _, err := j.ask(t.Context(), questionOf("s", "p"), nil); err != nil && !errors.Is(err, ErrRefused) || j.Away() {
+				t.Errorf("a refused probe keeps it off: %v", err)
+			}
+		})
+	}
+}
+
+// Without a model the server is asked for one, once, and again when it has it no more; what is asked for then is what it lists.
+func TestJudgeFindsAModel(t *testing.T) {
+	for _, c := range []struct {
+		name, list string
+		code       int
+		want       string
+		err        error
+	}{
+		{"the only one", `{"data":[{"id":"qwen"}]}`, 200, "qwen", nil},
+		{"the first that may chat", `{"data":[{"id":"nomic-embed-text"},{"id":"qwen"},{"id":"llama"}]}`, 200, "qwen", nil},
+		{"none", `{"data":[]}`, 200, "default", nil},
+		{"no such path", ``, 404, "default", nil},
+		{"no JSON", `<html>`, 200, "default", nil},
+		{"away", ``, 503, "", ErrAway},
+		{"our key is refused", ``, 401, "", ErrAway},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			lists := 0
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/v1/models" || r.Method != http.MethodGet || r.Header.Get("Authorization") != "Bearer k" {
+					t.Errorf("asked %s %s", r.Method, r.URL)
+				}
+				lists++
+				w.WriteHeader(c.code)
+				_, _ = io.WriteString(w, c.list)
+			}))
+			t.Cleanup(s.Close)
+			j, err := NewJudge(JudgeConfig{URL: s.URL + "/v1/chat/completions", Key: "k"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				got, err := j.findModel(t.Context())
+				if !errors.Is(err, c.err) || (err == nil) != (c.err == nil) || err == nil && got != c.want {
+					t.Errorf("%q %v", got, err)
+				}
+			}
+			if c.err == nil && (lists != 1 || j.Model() != c.want) {
+				t.Errorf("%d lists, model %q", lists, j.Model())
+			}
+			if j.forget(); c.err == nil && j.Model() != "" {
+				t.Error("a model that is gone is kept")
+			}
+		})
+	}
+}
+
+// Prompts go through a proxy only where a setting of ours says so.
+func TestJudgeProxy(t *testing.T) {
+	proxy := newServer(t, says(outAnswer))
+	at, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := NewJudge(JudgeConfig{URL: "http://judge.invalid/v1", Model: "m", Proxy: at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := j.ask(t.Context(), questionOf("s", "p"), nil); err != nil || r.verdict != Out || len(proxy.asked()) != 1 {
+		t.Errorf("through the proxy: %+v %v", r, err)
+	}
+	if j, err = NewJudge(JudgeConfig{URL: "http://judge.invalid/v1", Model: "m"}); err != nil {
+		t.Fatal(err)
+	}
+	transport, ok := j.client.Transport.(*http.Transport)
+	if !ok {
+		t.Fatal("the transport is the default one, which uses the environment's proxy")
+	}
+	if to, err := transport.Proxy(&http.Request{URL: at}); to != nil || err != nil {
+		t.Errorf("by way of %v %v", to, err)
 	}
 }
 
@@ -171,7 +313,7 @@ func TestJudgeAway(t *testing.T) {
 	}
 	began := time.Now()
 	for range breakAfter {
-		if _, err := j.ask(t.Context(), newQuestion("s", "p")); !errors.Is(err, ErrAway) {
+		if _, err := j.ask(t.Context(), questionOf("s", "p"), nil); !errors.Is(err, ErrAway) {
 			t.Fatal(err)
 		}
 	}
@@ -179,7 +321,7 @@ func TestJudgeAway(t *testing.T) {
 		t.Errorf("%d slow answers took %v", breakAfter, took)
 	}
 	n := len(s.asked())
-	if _, err := j.ask(t.Context(), newQuestion("s", "p")); !errors.Is(err, ErrAway) || !j.Away() || len(s.asked()) != n {
+	if _, err := j.ask(t.Context(), questionOf("s", "p"), nil); !errors.Is(err, ErrAway) || !j.Away() || len(s.asked()) != n {
 		t.Errorf("a dead judge is asked: %v", err)
 	}
 	if got := testutil.ToFloat64(j.metrics.away); got != 1 {
@@ -189,24 +331,24 @@ func TestJudgeAway(t *testing.T) {
 	mu.Lock()
 	now = now.Add(2 * breakMax)
 	mu.Unlock()
-	if r, err := j.ask(t.Context(), newQuestion("s", "p")); err != nil || r.verdict != Out || j.Away() {
+	if r, err := j.ask(t.Context(), questionOf("s", "p"), nil); err != nil || r.verdict != Out || j.Away() {
 		t.Errorf("a judge that is back: %v %v", r, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := j.ask(ctx, newQuestion("s", "p")); !errors.Is(err, context.Canceled) {
+	if _, err := j.ask(ctx, questionOf("s", "p"), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("a caller that gave up: %v", err)
 	}
 }
 
 func TestJudgeURL(t *testing.T) {
-	for url, ok := range map[string]bool{
+	for at, ok := range map[string]bool{
 		"http://127.0.0.1:11434/v1": true, "https://judge.example/v1/": true, "https://judge.example/v1/chat/completions": true,
 		"": false, "judge.example": false, "ftp://x/": false, "https://user:secret@x/": false, "https://x/?key=secret": false,
 	} {
-		_, err := NewJudge(JudgeConfig{URL: url, Model: "m"})
+		_, err := NewJudge(JudgeConfig{URL: at, Model: "m"})
 		if (err == nil) != ok {
-			t.Errorf("%s: %v", url, err)
+			t.Errorf("%s: %v", at, err)
 		}
 		if err != nil && strings.Contains(fmt.Sprint(err), "secret") {
 			t.Errorf("the error tells: %v", err)
