@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/signals/scope"
@@ -21,26 +23,32 @@ const MaxPrompt = 8_000
 
 // Why nothing is judged, beside what the scope package says of single prompts.
 const (
-	judgeOff  = "judge_off"
-	noPrompts = "no_bodies" // the telemetry of the last days says that prompts were sent, and has none
+	judgeOff     = "judge_off"     // no process judges
+	judgeUnknown = "judge_unknown" // one may
+	notSampled   = "not_sampled"   // the share of this account is 0
+	deleted      = "deleted"
+	noPrompts    = "no_bodies" // the telemetry of the last days says that prompts were sent, and has none
 )
 
 // ScopeDays is how far back a ScopeState looks.
 const ScopeDays = 7
 
-// A ScopeState says whether an account's prompts are judged, and what came of it on the last ScopeDays days.
+// A ScopeState says whether an account's prompts are judged, by whichever process, and what came of it on the last ScopeDays days.
 type ScopeState struct {
 	Judging bool
+	Unknown bool   // nobody can say whether they are
 	Why     string // why not, for programs; "" where they are
-	Text    string // the same for people
+	Text    string // for people: why not, or what leaves
 	Counts  map[string]scope.Count
 	Spent   scope.Budget // today, by this account
-	Budget  scope.Budget // of an account a day
+	Budget  scope.Budget // of an account a day, where somebody judges
 }
 
-// State says how an account stands with the judge.
+// State says how an account stands with the judge. What judges telemetry is mostly another process than this one, so it goes by what those say of themselves.
 func (j ScopeJudge) State(ctx context.Context, a Account) (ScopeState, error) {
 	var s ScopeState
+	var there judges
+	var spent scope.Budget // in all
 	if j.Store != nil {
 		var err error
 		if s.Counts, err = j.Store.Counts(ctx, a.Org, a.ID, ScopeDays); err != nil {
@@ -49,28 +57,90 @@ func (j ScopeJudge) State(ctx context.Context, a Account) (ScopeState, error) {
 		if s.Spent, err = j.Store.Spent(ctx, a.ID); err != nil {
 			return s, err
 		}
+		if spent, err = j.Store.Spent(ctx, ""); err != nil {
+			return s, err
+		}
+		if there, err = j.judges(ctx, a); err != nil {
+			return s, err
+		}
 	}
+	s.Budget = there.each
 	vague := scope.Vague(a.IntendedScope)
 	switch {
+	case !a.Live():
+		s.Why, s.Text = deleted, "The account is deleted, so nothing more of it is judged."
 	case vague != "":
 		s.Why, s.Text = string(vague), vague.Text()
-	case j.Assessor == nil:
-		s.Why, s.Text = judgeOff, "No judge is configured here, so nothing is judged and nothing leaves. --judge-url turns it on."
+	case there.live == 0 && !there.lost.IsZero():
+		s.Why, s.Unknown = judgeUnknown, true
+		s.Text = "Whether its prompts are judged is not known: a process that judges was last heard of at " + there.lost.Format("15:04 on 2 January") + " (UTC), and did not say that it stopped."
+	case there.live == 0:
+		s.Why = judgeOff
+		s.Text = "No process judges telemetry, so nothing of it leaves for a judge. The role scope with --judge-url turns it on."
+		if j.Assessor != nil {
+			s.Text += " Only a prompt that is tried in the edit drawer goes to one."
+		}
+	case !there.sampled:
+		s.Why, s.Text = notSampled, "The share of this account's prompts that is judged is set to none."
 	case s.Counts[scope.NoBody].Count > 0 && s.Counts[scope.NoBody].Count == s.Counts[scope.Seen].Count:
 		s.Why = noPrompts
 		s.Text = "Its telemetry says that it was asked something, and not what. Claude Code sends prompts only with OTEL_LOG_USER_PROMPTS=1; for others switch the capture of message content on."
-	case j.Assessor.Judge().Away():
+	case there.away == there.live:
 		s.Why, s.Text = scope.JudgeAway, "The judge does not answer just now. What is asked meanwhile waits a few minutes for it, and is then left unjudged."
+	case overspent(s.Spent, there.each):
+		s.Why, s.Text = scope.BudgetSpent, "The account's budget of today is used up. It begins anew at midnight UTC."
+	case overspent(spent, there.all):
+		s.Why, s.Text = scope.BudgetSpent, "The budget of today in all is used up. It begins anew at midnight UTC."
 	default:
 		s.Judging = true
-	}
-	if j.Assessor != nil {
-		_, s.Budget = j.Assessor.Budgets()
-		if s.Judging && s.Budget.Requests > 0 && s.Spent.Requests >= s.Budget.Requests {
-			s.Judging, s.Why, s.Text = false, scope.BudgetSpent, "The account's budget of today is used up. It begins anew at midnight UTC."
-		}
+		s.Text = "A sample of what it is asked goes to a language model" + there.models + " with its intended scope, after secrets that can be told by their shape were cut out."
 	}
 	return s, nil
+}
+
+// judges are the processes that judge telemetry, as they bear on one account.
+type judges struct {
+	live, away int
+	lost       time.Time // when one was last heard of that may be gone; zero where none is
+	sampled    bool
+	models     string // " (one, two)", "" where none is known yet
+	all, each  scope.Budget
+}
+
+func (j ScopeJudge) judges(ctx context.Context, a Account) (judges, error) {
+	known, err := j.Store.Judges(ctx)
+	if err != nil {
+		return judges{}, err
+	}
+	var out judges
+	var models []string
+	for _, p := range known {
+		if !p.Live(j.Store.Now()) {
+			if p.SeenAt.After(out.lost) {
+				out.lost = p.SeenAt
+			}
+			continue
+		}
+		if out.live == 0 {
+			out.all, out.each = p.All, p.Each
+		}
+		out.live++
+		if p.Away {
+			out.away++
+		}
+		out.sampled = out.sampled || p.Shares.Of(a.Name, a.Environment) > 0
+		if p.Model != "" && !slices.Contains(models, p.Model) {
+			models = append(models, p.Model)
+		}
+	}
+	if len(models) > 0 {
+		out.models = " (" + strings.Join(models, ", ") + ")"
+	}
+	return out, nil
+}
+
+func overspent(spent, most scope.Budget) bool {
+	return most.Requests > 0 && spent.Requests >= most.Requests || most.Tokens > 0 && spent.Tokens >= most.Tokens || most.Micros > 0 && spent.Micros >= most.Micros
 }
 
 // Try asks the judge about a prompt, against a scope that may not be saved. Errors: *InvalidError; *Problem where no judge is configured or it does not answer.
@@ -90,7 +160,7 @@ func (j ScopeJudge) Try(ctx context.Context, a Account, intended, prompt string)
 		return scope.Assessment{}, err
 	}
 	if j.Assessor == nil {
-		return scope.Assessment{}, &Problem{Status: http.StatusConflict, Code: "judge-off", Detail: "No judge is configured here; --judge-url and --judge-model turn it on."}
+		return scope.Assessment{}, &Problem{Status: http.StatusConflict, Code: "judge-off", Detail: "This process knows of no judge, so nothing can be tried: its --judge-url is not set."}
 	}
 	out, err := j.Assessor.Try(ctx, &auth.Principal{Org: a.Org, Kind: auth.KindServiceAccount, ID: a.ID, Name: a.Name, Environment: a.Environment,
 		IntendedScope: intended}, prompt)
@@ -112,6 +182,10 @@ func ScopeReason(code string) string {
 		return "A budget of the day is used up, the account's or that in all. It begins anew at midnight UTC."
 	case scope.JudgeAway:
 		return "The judge did not answer in time."
+	case scope.TooOld:
+		return "It was too old when its turn came."
+	case scope.AccountUnknown:
+		return "The database could not be asked whose it is before it was too old."
 	case scope.JudgeRefused:
 		return "The judge’s server does not take the question: it is too long for its model, or there is no such model."
 	case scope.JudgeUnsure:
@@ -195,7 +269,7 @@ type scopeCount struct {
 }
 
 type scopeAnswer struct {
-	Judging bool           `json:"judging"`
+	Judging *bool          `json:"judging"` // null where nobody can say
 	Why     *string        `json:"why"`
 	Detail  *string        `json:"detail"`
 	Days    int            `json:"days"`
@@ -205,7 +279,8 @@ type scopeAnswer struct {
 }
 
 // scopeCounts are what is counted, in the order in which it is told.
-var scopeCounts = []string{scope.Seen, scope.Sampled, string(scope.In), string(scope.Out), string(scope.Unsure), scope.NoBody, string(scope.VagueScope), scope.BudgetSpent, scope.JudgeAway, scope.JudgeRefused}
+var scopeCounts = []string{scope.Seen, scope.Sampled, string(scope.In), string(scope.Out), string(scope.Unsure), scope.NoBody, string(scope.VagueScope), scope.BudgetSpent, scope.JudgeAway, scope.JudgeRefused,
+	scope.TooOld, scope.AccountUnknown}
 
 func (a *API) scopeVerdicts(w http.ResponseWriter, r *http.Request, admin auth.Admin) error {
 	id, err := accountID(r)
@@ -237,7 +312,10 @@ func (a *API) scopeVerdicts(w http.ResponseWriter, r *http.Request, admin auth.A
 	if err != nil {
 		return err
 	}
-	out := scopeAnswer{Judging: state.Judging, Why: jsonText(state.Why), Detail: jsonText(state.Text), Days: ScopeDays, Counts: []scopeCount{}, Items: []scopeVerdict{}}
+	out := scopeAnswer{Why: jsonText(state.Why), Detail: jsonText(state.Text), Days: ScopeDays, Counts: []scopeCount{}, Items: []scopeVerdict{}}
+	if !state.Unknown {
+		out.Judging = &state.Judging
+	}
 	for _, what := range scopeCounts {
 		if n, ok := state.Counts[what]; ok {
 			out.Counts = append(out.Counts, scopeCount{what, n.Count, jsonTime(n.Last)})

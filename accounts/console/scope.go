@@ -20,7 +20,8 @@ const latestVerdicts = 5
 // A scopeView is the card of an account's page that says whether its prompts are judged, and what came of it.
 type scopeView struct {
 	Judging  bool
-	Text     string // why not
+	Unknown  bool   // nobody can say
+	Text     string // why not, or what leaves
 	Days     int
 	Facts    []usageFact
 	Verdicts []verdictView
@@ -71,14 +72,15 @@ func (c *Console) scopeSection(ctx context.Context, admin auth.Admin, a accounts
 	if err != nil {
 		return "", err
 	}
-	v := scopeView{Judging: state.Judging, Text: state.Text, Days: accounts.ScopeDays}
+	v := scopeView{Judging: state.Judging, Unknown: state.Unknown, Text: state.Text, Days: accounts.ScopeDays}
 	if a.Live() {
 		v.EditURL = withParam(accountURL(a.ID), "edit", a.ID)
 	}
 	for _, row := range []struct{ what, label, note string }{
-		{scope.Seen, "Prompts seen", ""}, {scope.Sampled, "Chosen to be judged", "a sample"}, {string(scope.In), "In scope", ""}, {string(scope.Out), "Out of scope", "each raised off_topic_production, like ones once a day"},
+		{scope.Seen, "Prompts seen", ""}, {scope.Sampled, "Chosen to be judged", "a sample"}, {string(scope.In), "In scope", ""}, {string(scope.Out), "Out of scope", "each raises off_topic_production, like ones once a day"},
 		{string(scope.Unsure), "Unsure", ""}, {scope.NoBody, "Without a text", ""}, {string(scope.VagueScope), "Not judged: scope too vague", ""},
 		{scope.BudgetSpent, "Not judged: budget used up", ""}, {scope.JudgeAway, "Not judged: judge away", ""}, {scope.JudgeRefused, "Not judged: refused", ""},
+		{scope.TooOld, "Not judged: too old when read", ""}, {scope.AccountUnknown, "Not judged: account not looked up in time", ""},
 	} {
 		if n := state.Counts[row.what].Count; n > 0 {
 			v.Facts = append(v.Facts, usageFact{row.label, grouped(n), row.note})
@@ -103,7 +105,7 @@ func (c *Console) scopeSection(ctx context.Context, admin auth.Admin, a accounts
 
 // A tryView is the part of the edit drawer where a prompt can be tried against the scope as it is typed.
 type tryView struct {
-	Action string // "": no judge is configured
+	Action string // "": this process knows of no judge
 	Vague  string // why the scope cannot be judged by; "" where it can
 	Prompt field
 	Result *verdictView

@@ -15,8 +15,14 @@ import (
 	"flowstate.inc/sluice/signals/scope"
 )
 
-// judged is a console with a judge that finds everything out of scope.
-func judged(t *testing.T) (*site, *scope.Store) {
+// A judgedSite is a site whose console has a judge.
+type judgedSite struct {
+	*site
+	judge accounts.ScopeJudge
+}
+
+// judged is a console with a judge that finds everything out of scope, beside a process that judges by it.
+func judged(t *testing.T) (*judgedSite, *scope.Store) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"choices": []any{map[string]any{"finish_reason": "stop",
@@ -27,15 +33,27 @@ func judged(t *testing.T) (*site, *scope.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newSite(t)
+	s := &judgedSite{site: newSite(t)}
 	store := scope.NewStore(scope.StoreConfig{Writer: s.writer, Reader: s.reader})
-	c, err := console.New(console.Config{Store: s.Store, Signals: s.signals,
-		Scope: accounts.ScopeJudge{Store: store, Assessor: scope.NewAssessor(scope.AssessorConfig{Judge: judge, Store: store, Each: scope.Budget{Requests: 500}})}})
+	s.judge = accounts.ScopeJudge{Store: store, Assessor: scope.NewAssessor(scope.AssessorConfig{Judge: judge, Store: store, Each: scope.Budget{Requests: 500}})}
+	c, err := console.New(console.Config{Store: s.Store, Signals: s.signals, Scope: s.judge})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.server.Config.Handler = c
+	present(t, store, scope.Presence{ID: "scj_1", Settings: scope.Settings{Model: "judge-model-1", Shares: scope.Shares{Default: 1}, Each: scope.Budget{Requests: 500}}})
 	return s, store
+}
+
+// present lets a process say that it judges.
+func present(t *testing.T, store *scope.Store, p scope.Presence) {
+	t.Helper()
+	if p.SeenAt.IsZero() {
+		p.SeenAt = store.Now()
+	}
+	if err := store.Present(t.Context(), &p); err != nil {
+		t.Fatal(err)
+	}
 }
 
 const goodScope = "Summarises support tickets into a digest for each team."
@@ -83,8 +101,120 @@ func TestVerdictsOnTheAccountsPage(t *testing.T) {
 	off := newSite(t)
 	quiet := off.account(t, "quiet", auth.Production).Account
 	text = string(off.do(t, off.session(t, "acme", auth.SettingsIntegrationsUpdate), http.MethodGet, listPath+"/"+quiet.ID+"?edit="+quiet.ID, nil).body)
-	if !strings.Contains(text, "No judge is configured") || strings.Contains(text, "formaction") {
-		t.Error("without a judge the drawer offers one")
+	if !strings.Contains(text, "No prompt can be tried here") || strings.Contains(text, "formaction") || strings.Contains(text, "nothing leaves") {
+		t.Error("without a judge the drawer offers one, or speaks for other processes")
+	}
+}
+
+// The page tells the truth about what leaves, by what the processes that judge say and not by the console's own settings.
+func TestWhoJudgesOnTheAccountsPage(t *testing.T) {
+	s, store := judged(t) // its console has a judge of its own
+	created, err := s.CreateAccount(t.Context(), by, "acme", accounts.NewAccount{Name: "digest", Environment: auth.Production, IntendedScope: goodScope}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := s.session(t, "acme", auth.SettingsIntegrationsUpdate)
+	page := func() string {
+		t.Helper()
+		_, text, ok := strings.Cut(string(s.do(t, session, http.MethodGet, listPath+"/"+created.Account.ID, nil).body), `id="judge-title"`)
+		if !ok {
+			t.Fatal("no card of the judge")
+		}
+		text, _, _ = strings.Cut(text, "</section>")
+		return text
+	}
+	on := scope.Settings{Model: "judge-model-1", Shares: scope.Shares{Default: 1}}
+	for _, c := range []struct {
+		name   string
+		judges []scope.Presence
+		own    bool // the console has a judge
+		want   []string
+		not    []string
+	}{
+		{"nobody, and none to try", nil, false, []string{"not judging", "No process judges telemetry"}, []string{"goes to"}},
+		{"nobody, and one to try", nil, true, []string{"not judging", "No process judges telemetry", "Only a prompt that is tried"}, []string{">on<"}},
+		{"another process", []scope.Presence{{Settings: on}}, false, []string{">on<", "goes to a language model (judge-model-1)"}, []string{"No process", "nothing"}},
+		{"one whose judge is away", []scope.Presence{{Away: true, Settings: on}}, true, []string{"not judging", "does not answer just now"}, []string{">on<"}},
+		{"two, one away", []scope.Presence{{Away: true, Settings: on}, {Settings: on}}, true, []string{">on<"}, []string{"does not answer"}},
+		{"one that went silent", []scope.Presence{{SeenAt: store.Now().Add(-time.Hour), Settings: on}}, true, []string{"not known", "last heard of at"}, []string{">on<", "not judging", "nothing of it leaves"}},
+		{"one beside it", []scope.Presence{{SeenAt: store.Now().Add(-time.Hour), Settings: on}, {Settings: on}}, true, []string{">on<"}, []string{"not known"}},
+		{"a share of none", []scope.Presence{{Settings: scope.Settings{Shares: scope.Shares{Default: 1, By: map[string]float64{"digest/production": 0}}}}}, true, []string{"not judging", "set to none"}, []string{">on<"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := console.Config{Store: s.Store, Signals: s.signals, Scope: accounts.ScopeJudge{Store: store}}
+			if c.own {
+				cfg.Scope = s.judge
+			}
+			pages, err := console.New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.server.Config.Handler = pages
+			known, err := store.Judges(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range known {
+				if err := store.Leave(t.Context(), p.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, p := range c.judges {
+				p.ID = "scj_" + string(rune('a'+i))
+				present(t, store, p)
+			}
+			text := page()
+			for _, want := range c.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("the card lacks %q: %s", want, text)
+				}
+			}
+			for _, not := range c.not {
+				if strings.Contains(text, not) {
+					t.Errorf("the card says %q: %s", not, text)
+				}
+			}
+		})
+	}
+}
+
+// What is seen and cannot be judged is said, and why.
+func TestWhyNothingIsJudgedOnTheAccountsPage(t *testing.T) {
+	s, _ := judged(t)
+	session := s.session(t, "acme", auth.SettingsIntegrationsUpdate)
+	for _, c := range []struct {
+		name, scope string
+		counts      map[string]int64
+		want, not   []string
+	}{
+		{"silent", goodScope, map[string]int64{scope.Seen: 3, scope.NoBody: 3}, []string{"not judging", "asked something, and not what", "OTEL_LOG_USER_PROMPTS=1", "Without a text"}, []string{">on<", "Nothing was judged yet"}},
+		{"half", goodScope, map[string]int64{scope.Seen: 3, scope.NoBody: 1}, []string{">on<", "Without a text"}, []string{"OTEL_LOG_USER_PROMPTS"}},
+		{"vague", "Anything.", map[string]int64{scope.Seen: 2, string(scope.VagueScope): 2}, []string{"not judging", "too vague to judge by", "scope too vague"}, []string{">on<"}},
+		{"late", goodScope, map[string]int64{scope.Seen: 5, scope.TooOld: 2, scope.AccountUnknown: 1}, []string{"too old when read", "account not looked up in time"}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			created, err := s.CreateAccount(t.Context(), by, "acme", accounts.NewAccount{Name: c.name, Environment: auth.Production, IntendedScope: c.scope}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, n := range c.counts {
+				if _, err := s.writer.ExecContext(t.Context(), `INSERT INTO scope_counts (org, account_id, day, what, count, last_at) VALUES ('acme', $1, $2, $3, $4, $5)`,
+					created.Account.ID, time.Now().Unix()/86_400, what, n, time.Now().UnixMilli()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			text := string(s.do(t, session, http.MethodGet, listPath+"/"+created.Account.ID, nil).body)
+			for _, want := range c.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("the page lacks %q", want)
+				}
+			}
+			for _, not := range c.not {
+				if strings.Contains(text, not) {
+					t.Errorf("the page says %q", not)
+				}
+			}
+		})
 	}
 }
 

@@ -34,7 +34,7 @@ var settingGroups = []settingGroup{
 		{"topic-signals", "edge, alerts, scope, migrate, tail"}, {"topic-signals-dlq", "alerts, migrate, tail"}, {"partitions", "migrate"}, {"replication", "migrate"},
 	}},
 	{"The scope judge", "Off without `judge-url`: then nothing is judged, and nothing leaves. [scope.md](scope.md) says what does.", []settingUse{
-		{"judge-url", "scope, admin"}, {"judge-model", "scope, admin"}, {"judge-key", "scope, admin"}, {"judge-timeout", "scope, admin"}, {"judge-sample", "scope"},
+		{"judge-url", "scope, admin"}, {"judge-model", "scope, admin"}, {"judge-key", "scope, admin"}, {"judge-proxy", "scope, admin"}, {"judge-timeout", "scope, admin"}, {"judge-sample", "scope"},
 		{"judge-samples", "scope"}, {"judge-min-confidence", "scope, admin"}, {"judge-requests-per-day", "scope, admin"}, {"judge-requests-per-day-per-account", "scope, admin"},
 		{"judge-tokens-per-day", "scope, admin"}, {"judge-tokens-per-day-per-account", "scope, admin"}, {"judge-cost-per-day", "scope, admin"},
 		{"judge-cost-per-day-per-account", "scope, admin"}, {"judge-price-in", "scope, admin"}, {"judge-price-out", "scope, admin"}, {"judge-max-lag", "scope"},

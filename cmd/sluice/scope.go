@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -30,7 +31,9 @@ type judgeConfig struct {
 	retention              time.Duration
 	group                  string
 	fromStart              bool // dev: its broker is small, and what was sent before the judge was there is judged too
-	sampleShares           map[string]float64
+	shares                 scope.Shares
+	proxy                  string
+	proxyURL               *url.URL
 }
 
 // judgeFlags are the flags of the scope judge; sample is the share that is judged unless said.
@@ -58,8 +61,9 @@ func (c *config) judgeFlags(f *pflag.FlagSet, sample float64) {
 // clientFlags say where the judge is.
 func (j *judgeConfig) clientFlags(f *pflag.FlagSet) {
 	f.StringVar(&j.url, "judge-url", "", "OpenAI-compatible API of the scope judge, such as http://127.0.0.1:11434/v1; empty: nothing is judged, and nothing leaves")
-	f.StringVar(&j.model, "judge-model", "", "model of the scope judge, as its server names it")
+	f.StringVar(&j.model, "judge-model", "", "model of the scope judge, as its server names it (default: the first that it lists)")
 	f.StringVar(&j.key, "judge-key", "", "key for the judge's server (secret: also --judge-key-file)")
+	f.StringVar(&j.proxy, "judge-proxy", "", "HTTP proxy on the way to the judge; the environment's is not used for it")
 	f.DurationVar(&j.timeout, "judge-timeout", 20*time.Second, "longest time for one question to the judge")
 }
 
@@ -69,14 +73,11 @@ func (j *judgeConfig) check() error {
 	if !j.on() {
 		return nil
 	}
-	if _, err := scope.ParseJudgeURL(j.url); err != nil {
-		return usagef("--judge-url: %w", err)
+	if err := j.checkClient(); err != nil {
+		return err
 	}
-	if j.model == "" {
-		return usagef("--judge-url needs --judge-model")
-	}
-	if j.timeout <= 0 || j.maxLag <= 0 || j.parallel <= 0 {
-		return usagef("--judge-timeout, --judge-max-lag and --judge-parallel must be positive")
+	if j.maxLag <= 0 || j.parallel <= 0 {
+		return usagef("--judge-max-lag and --judge-parallel must be positive")
 	}
 	for _, n := range []float64{float64(j.requests), float64(j.requestsEach), float64(j.tokens), float64(j.tokensEach), j.cost, j.costEach, j.priceIn, j.priceOut} {
 		if !(n >= 0 && n < 1e12) {
@@ -89,29 +90,39 @@ func (j *judgeConfig) check() error {
 	if !(j.sample >= 0 && j.sample <= 1) || !(j.minConfidence > 0 && j.minConfidence <= 1) {
 		return usagef("--judge-sample must be 0 to 1, and --judge-min-confidence above 0 and at most 1")
 	}
-	j.sampleShares = map[string]float64{}
+	j.shares = scope.Shares{Default: j.sample, By: map[string]float64{}}
 	for account, share := range j.samples {
 		n, err := strconv.ParseFloat(share, 64)
 		if err != nil || !(n >= 0 && n <= 1) {
 			return usagef("--judge-samples: %s=%s is not NAME/ENVIRONMENT=SHARE with a share of 0 to 1", account, share)
 		}
-		j.sampleShares[account] = n
+		j.shares.By[account] = n
 	}
 	return nil
 }
 
-// share is how much of an account's prompts is judged.
-func (j *judgeConfig) share(p *auth.Principal) float64 {
-	if n, ok := j.sampleShares[p.Name+"/"+p.Environment]; ok {
-		return n
+// checkClient checks what clientFlags read.
+func (j *judgeConfig) checkClient() error {
+	if _, err := scope.ParseJudgeURL(j.url); err != nil {
+		return usagef("--judge-url: %w", err)
 	}
-	return j.sample
+	if j.proxy != "" {
+		u, err := scope.ParseJudgeURL(j.proxy)
+		if err != nil {
+			return usagef("--judge-proxy: %w", err)
+		}
+		j.proxyURL = u
+	}
+	if j.timeout <= 0 {
+		return usagef("--judge-timeout must be positive")
+	}
+	return nil
 }
 
 func (j *judgeConfig) client(p *process) (*scope.Judge, error) {
-	cfg := scope.JudgeConfig{URL: j.url, Model: j.model, Key: j.key, Timeout: j.timeout}
+	cfg := scope.JudgeConfig{URL: j.url, Model: j.model, Key: j.key, Proxy: j.proxyURL, Timeout: j.timeout}
 	if p != nil {
-		cfg.Registerer = p.reg
+		cfg.Registerer, cfg.Logger = p.reg, p.log
 	}
 	return scope.NewJudge(cfg)
 }
@@ -171,7 +182,7 @@ func (p *process) wireScope() error {
 	account := func(ctx context.Context, org, id string) (*auth.Principal, error) { return byID(ctx, org, "", id) }
 	p.scope.consumer = scope.NewConsumer(scope.ConsumerConfig{
 		Brokers: k.Brokers, Dialer: dialer, LogsTopic: p.cfg.topics.logs, SpansTopic: p.cfg.topics.spans, Group: p.cfg.judge.group, FromStart: p.cfg.judge.fromStart,
-		Assessor: p.scope.assessor, Account: account, Raise: raise, Sample: p.cfg.judge.share, MaxLag: p.cfg.judge.maxLag, Parallel: p.cfg.judge.parallel,
+		Assessor: p.scope.assessor, Account: account, Raise: raise, Shares: p.cfg.judge.shares, MaxLag: p.cfg.judge.maxLag, Parallel: p.cfg.judge.parallel,
 		Registerer: p.reg, Logger: p.log,
 	})
 	return nil

@@ -1,9 +1,7 @@
 package scope
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -35,9 +33,10 @@ type ConsumerConfig struct {
 	// Raise sends a signal of Sluice's own about an account.
 	Raise func(ctx context.Context, p *auth.Principal, own signals.Own) error
 
-	Sample   func(p *auth.Principal) float64 // share of an account's prompts that is judged, 0 to 1; nil: all
-	MaxLag   time.Duration                   // what is older by the broker's clock is not judged; default 5 min
-	Parallel int                             // questions under way at once; default 2
+	Shares   Shares         // of prompts that are judged
+	MaxLag   time.Duration  // what is older by the broker's clock is not judged; default 5 min
+	Parallel int            // questions under way at once; default 2
+	Draw     func() float64 // of the sample, at least 0 and below 1; nil: by chance
 
 	SessionTimeout time.Duration // default 10 s
 	Registerer     prometheus.Registerer
@@ -45,10 +44,12 @@ type ConsumerConfig struct {
 	Now            func() time.Time // nil: time.Now
 }
 
-// What a Consumer counts of an account, beside the Verdicts and the reasons to abstain.
+// What a Consumer counts of an account, beside the Verdicts and an Assessor's reasons to abstain.
 const (
-	Seen    = "seen"    // prompts
-	Sampled = "sampled" // of them, those that were to be judged
+	Seen           = "seen"            // prompts
+	Sampled        = "sampled"         // of them, those that were to be judged
+	TooOld         = "too_old"         // they were older than MaxLag when they were read
+	AccountUnknown = "account_unknown" // the database could not be asked whose they are before they were
 )
 
 // alwaysFirst is how many prompts of an account are judged on a day whatever the sample, by each process: who asks one thing a night is looked at too.
@@ -100,8 +101,8 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.SessionTimeout == 0 {
 		cfg.SessionTimeout = 10 * time.Second
 	}
-	if cfg.Sample == nil {
-		cfg.Sample = func(*auth.Principal) float64 { return 1 }
+	if cfg.Draw == nil {
+		cfg.Draw = rand.Float64
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -135,6 +136,11 @@ const (
 
 // Run consumes until ctx ends, and then leaves the group. It returns ctx's error.
 func (c *Consumer) Run(ctx context.Context) error {
+	leave := c.present(ctx)
+	if leave == nil {
+		return ctx.Err()
+	}
+	defer leave()
 	start := kafka.LastOffset
 	if c.cfg.FromStart {
 		start = kafka.FirstOffset
@@ -190,13 +196,6 @@ func (c *Consumer) fetch(ctx context.Context, r *kafka.Reader) ([]kafka.Message,
 	return batch, nil
 }
 
-// A sample is one prompt that is to be judged.
-type sample struct {
-	account *auth.Principal
-	asked   Asked
-	until   time.Time // when it is too old to wait for the judge any longer
-}
-
 // settle assesses what a batch says was asked. It returns false only when ctx ended before.
 func (c *Consumer) settle(ctx context.Context, batch []kafka.Message) bool {
 	var samples []sample
@@ -217,138 +216,6 @@ func (c *Consumer) settle(ctx context.Context, batch []kafka.Message) bool {
 	return err == nil
 }
 
-// marks are what a message that holds a prompt holds somewhere; looking for them is much cheaper than decoding.
-var marks = [][]byte{[]byte(userPrompt), []byte("gen_ai."), []byte("llm."), []byte("ai.prompt"), []byte("input.value"), []byte("traceloop.entity.input")}
-
-// look finds the samples of one message. It returns false only when ctx ended before the account was known.
-func (c *Consumer) look(ctx context.Context, m kafka.Message) ([]sample, bool) {
-	var org, kind, id string
-	for _, h := range m.Headers {
-		switch h.Key {
-		case "flowstate-org":
-			org = string(h.Value)
-		case "flowstate-subject-kind":
-			kind = string(h.Value)
-		case "flowstate-subject-id":
-			id = string(h.Value)
-		}
-	}
-	if kind != string(auth.KindServiceAccount) || org == "" || id == "" {
-		return nil, c.passed("not_a_service")
-	}
-	if !containsAny(m.Value, marks) {
-		return nil, c.passed("no_prompt")
-	}
-	if m.Time.IsZero() {
-		m.Time = c.cfg.Now()
-	}
-	until := m.Time.Add(c.cfg.MaxLag)
-	if c.cfg.Now().After(until) {
-		return nil, c.passed("too_old")
-	}
-	p, ok := c.account(ctx, org, id, until)
-	switch {
-	case !ok:
-		return nil, false
-	case p == nil:
-		return nil, c.passed("no_account")
-	case Vague(p.IntendedScope) == NoScope:
-		return nil, c.passed("no_scope")
-	}
-	read := FromLogs
-	if m.Topic == c.cfg.SpansTopic {
-		read = FromSpans
-	}
-	asked, err := read(m.Value)
-	if err != nil {
-		c.cfg.Logger.Warn("telemetry cannot be read for its prompts", "topic", m.Topic, "partition", m.Partition, "offset", m.Offset, "error", err)
-		return nil, c.passed("unreadable")
-	}
-	var out []sample
-	for _, a := range asked {
-		if a.At.IsZero() || a.At.After(m.Time.Add(time.Hour)) || a.At.Before(m.Time.Add(-24*time.Hour)) {
-			a.At = m.Time
-		}
-		c.metrics.prompts.Inc()
-		c.note(p, Seen)
-		if a.Text == "" {
-			c.note(p, NoBody)
-			c.cfg.Assessor.count(Assessment{Abstained: NoBody})
-			continue
-		}
-		if v := Vague(p.IntendedScope); v != "" {
-			c.note(p, string(v))
-			c.cfg.Assessor.count(Assessment{Abstained: string(v)})
-			continue
-		}
-		if !c.chosen(p) {
-			continue
-		}
-		c.metrics.sampled.Inc()
-		c.note(p, Sampled)
-		out = append(out, sample{p, a, until})
-	}
-	return out, c.passed("read")
-}
-
-func (c *Consumer) passed(outcome string) bool {
-	c.metrics.messages.WithLabelValues(outcome).Inc()
-	return true
-}
-
-func containsAny(b []byte, marks [][]byte) bool {
-	for _, m := range marks {
-		if bytes.Contains(b, m) {
-			return true
-		}
-	}
-	return false
-}
-
-// account looks an account up, again until it is known, until is past (then nil) or ctx ends (then false).
-func (c *Consumer) account(ctx context.Context, org, id string, until time.Time) (*auth.Principal, bool) {
-	k := accountKey{org, id}
-	if p, ok := c.accounts.GetIfPresent(k); ok {
-		return p, true
-	}
-	var p *auth.Principal
-	known, alive := c.retry(ctx, "account", until, func() error {
-		var err error
-		p, err = c.cfg.Account(ctx, org, id)
-		if errors.Is(err, auth.ErrNoKey) {
-			p, err = nil, nil
-		}
-		return err
-	})
-	if known {
-		c.accounts.Set(k, p)
-	}
-	return p, alive
-}
-
-// chosen draws the sample.
-func (c *Consumer) chosen(p *auth.Principal) bool {
-	share := c.cfg.Sample(p)
-	if share >= 1 {
-		return true
-	}
-	if share <= 0 {
-		return false
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if today := day(c.cfg.Now()); today != c.day {
-		c.day = today
-		clear(c.first)
-	}
-	k := accountKey{p.Org, p.ID}
-	if c.first[k] < alwaysFirst {
-		c.first[k]++
-		return true
-	}
-	return rand.Float64() < share
-}
-
 // judge assesses one sample and raises what is out. It fails only when ctx ended before.
 func (c *Consumer) judge(ctx context.Context, s sample) error {
 	var out Assessment
@@ -361,8 +228,8 @@ func (c *Consumer) judge(ctx context.Context, s sample) error {
 	case !alive:
 		return context.Canceled
 	case !known:
-		out.Abstained = JudgeAway
-		c.cfg.Assessor.count(out)
+		c.abstain(s.account, JudgeAway)
+		return nil
 	}
 	if out.Abstained != "" {
 		c.note(s.account, out.Abstained)
@@ -374,13 +241,11 @@ func (c *Consumer) judge(ctx context.Context, s sample) error {
 	}
 	about := *s.account
 	about.KeyPrefix = "" // it speaks of what was asked, not of a key
-	raised, alive := c.retry(ctx, "raise", s.until, func() error { return c.cfg.Raise(ctx, &about, Finding(&out.Judged, s.asked)) })
-	if !alive {
+	// However long it takes: a verdict that is kept and never raised would be an alert lost.
+	if _, alive = c.retry(ctx, "raise", noEnd, func() error { return c.cfg.Raise(ctx, &about, Finding(&out.Judged, s.asked)) }); !alive {
 		return context.Canceled
 	}
-	if raised {
-		c.metrics.raised.Inc()
-	}
+	c.metrics.raised.Inc()
 	return nil
 }
 
@@ -402,6 +267,9 @@ func Finding(v *Judged, asked Asked) signals.Own {
 	}
 }
 
+// noEnd lets retry go on until ctx ends.
+var noEnd time.Time
+
 // retry repeats f with growing pauses until it succeeds, until is past, or ctx ends. The first result says that it succeeded, the second that ctx goes on.
 func (c *Consumer) retry(ctx context.Context, step string, until time.Time, f func() error) (bool, bool) {
 	wait := retryMin
@@ -418,7 +286,7 @@ func (c *Consumer) retry(ctx context.Context, step string, until time.Time, f fu
 			return false, false
 		}
 		c.metrics.failures.WithLabelValues(step).Inc()
-		if c.cfg.Now().Add(wait).After(until) {
+		if until != noEnd && c.cfg.Now().Add(wait).After(until) {
 			return false, true
 		}
 		c.metrics.paused.Set(1)

@@ -34,6 +34,9 @@ func NewStore(cfg StoreConfig) *Store {
 	return s
 }
 
+// Now is the time that the store goes by.
+func (s *Store) Now() time.Time { return s.now() }
+
 const storeTimeout = 5 * time.Second
 
 // A Judged is one verdict, as it is kept.
@@ -173,7 +176,7 @@ func (s *Store) Counts(ctx context.Context, org, account string, days int) (map[
 	return out, wrap("read the counts", rows.Err())
 }
 
-// Prune removes verdicts older than keep, and counts and budgets of more than 90 days. Several processes may do so at once.
+// Prune removes verdicts older than keep, counts and budgets of more than 90 days, and processes that were not heard of for a day. Several processes may do so at once.
 func (s *Store) Prune(ctx context.Context, keep time.Duration) error {
 	steps := []struct {
 		query string
@@ -181,6 +184,7 @@ func (s *Store) Prune(ctx context.Context, keep time.Duration) error {
 	}{
 		{`DELETE FROM scope_spend WHERE day < $1`, day(s.now()) - 90},
 		{`DELETE FROM scope_counts WHERE day < $1`, day(s.now()) - 90},
+		{`DELETE FROM scope_judges WHERE seen_at < $1`, s.now().Add(-presentKnown).UnixMilli()},
 	}
 	if keep > 0 {
 		steps = append(steps, struct {
