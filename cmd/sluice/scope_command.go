@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -25,12 +26,12 @@ func newScopeEvalCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "eval",
 		Short: "Put labelled cases before a judge, and say how right it is",
-		Long: "Put labelled cases before a judge: precision and recall of what it calls out of scope, how often it is unsure, and how many injections do not\n" +
-			"persuade it. The cases come with Sluice, or from a file of JSON Lines {id, scope, prompt, label: in|out|debatable|injection}. It needs nothing else of Sluice.",
+		Long: "Put labelled cases before a judge: precision and recall of what it calls out of scope, how often it is unsure, and how many injections it calls\n" +
+			"out of scope all the same. The cases come with Sluice, or from a file of JSON Lines {id, scope, prompt, label: in|out|debatable|injection}. It needs nothing else of Sluice.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cfg.judge.url == "" || cfg.judge.model == "" {
-				return usagef("--judge-url and --judge-model are needed")
+			if err := cfg.judge.checkClient(); err != nil {
+				return err
 			}
 			judge, err := cfg.judge.client(nil)
 			if err != nil {
@@ -52,16 +53,14 @@ func newScopeEvalCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(report)
-			}
-			if err := report.WriteTable(cmd.OutOrStdout()); err != nil {
+			if err := writeReport(cmd.OutOrStdout(), report, asJSON); err != nil {
 				return err
 			}
-			if report.Errors == report.Cases {
-				return fmt.Errorf("no case was answered: %s", report.Results[0].Why)
+			switch first := firstFailure(report); {
+			case report.Errors == report.Cases:
+				return fmt.Errorf("no case was answered: %s", first)
+			case report.NotAsked > 0:
+				return fmt.Errorf("the judge stopped answering, and the last %d cases were not asked: %s", report.NotAsked, first)
 			}
 			return nil
 		},
@@ -74,4 +73,23 @@ func newScopeEvalCommand() *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "print the report as JSON, every case in it")
 	layered(cmd)
 	return cmd
+}
+
+func writeReport(w io.Writer, report *scope.EvalReport, asJSON bool) error {
+	if !asJSON {
+		return report.WriteTable(w)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(report)
+}
+
+// firstFailure is why the first case without a verdict has none.
+func firstFailure(report *scope.EvalReport) string {
+	for _, r := range report.Results {
+		if r.Verdict == "" {
+			return r.Why
+		}
+	}
+	return ""
 }

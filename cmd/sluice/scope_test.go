@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rogpeppe/go-internal/testscript"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploghttp"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
@@ -30,15 +31,30 @@ type scriptedJudge struct {
 	held   chan struct{}
 }
 
-func newScriptedJudge(t *testing.T) *scriptedJudge {
-	t.Helper()
+func startScriptedJudge() *scriptedJudge {
 	j := &scriptedJudge{}
 	j.Server = httptest.NewServer(http.HandlerFunc(j.serve))
+	return j
+}
+
+func newScriptedJudge(t *testing.T) *scriptedJudge {
+	t.Helper()
+	j := startScriptedJudge()
 	t.Cleanup(func() {
 		j.hold(false)
 		j.Close()
 	})
 	return j
+}
+
+// cmdJudge is a command of the stories: it starts a scripted judge, whose key is judge-key-of-the-test, and sets $NAME_URL.
+func cmdJudge(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || neg {
+		ts.Fatalf("usage: judge NAME")
+	}
+	j := startScriptedJudge()
+	ts.Defer(j.Close)
+	ts.Setenv(args[0]+"_URL", j.URL+"/v1")
 }
 
 // hold lets requests wait until it is called again.
@@ -67,6 +83,10 @@ func (j *scriptedJudge) asked() []string {
 }
 
 func (j *scriptedJudge) serve(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/v1/models" {
+		_, _ = io.WriteString(w, `{"object":"list","data":[{"id":"scripted-1"}]}`)
+		return
+	}
 	b, _ := io.ReadAll(r.Body)
 	j.mu.Lock()
 	j.bodies = append(j.bodies, string(b))
@@ -95,6 +115,8 @@ func (j *scriptedJudge) serve(w http.ResponseWriter, r *http.Request) {
 		verdict = `{"verdict":"out","confidence":0.97,"reason":"Creative writing is not part of making digests."}`
 	case strings.Contains(prompt, "maybe"):
 		verdict = `{"verdict":"out","confidence":0.3,"reason":"Hard to say."}`
+	case strings.Contains(prompt, "Anna earn"):
+		verdict = `{"verdict":"out","confidence":0.9,"reason":"It asks: how much does Anna earn"}`
 	case strings.Contains(prompt, "mumble"):
 		verdict = "I would rather talk about something else."
 	}
@@ -328,4 +350,75 @@ func TestScopeJudgeAway(t *testing.T) {
 	if n := len(judge.asked()); n != before {
 		t.Errorf("%d questions over the budget of the day", n-before)
 	}
+}
+
+// want asks the admin API for a change, and gives its answer.
+func (s *judgeScene) want(method, path, body string) string {
+	s.t.Helper()
+	r, err := send(s.t.Context(), http.DefaultClient, method, s.Admin+path, body, "Authorization", "Bearer "+s.token)
+	if err != nil || r.status > 299 {
+		s.t.Fatalf("%s %s: %d %v %s", method, path, r.status, err, r.body)
+	}
+	return string(r.body)
+}
+
+// The judge alone raises no higher than WARN; the org's own policy may, since the org decided so. What an admin edits holds for the next prompts, and the page
+// says what it is that is judged.
+func TestScopeJudgeAndPolicy(t *testing.T) {
+	t.Parallel()
+	judge := newScriptedJudge(t)
+	s := newJudgeScene(t, onDev(t), judge)
+	verdicts := "/api/v1/service-accounts/" + s.account + "/scope/verdicts"
+	s.await(verdicts, `"judging":true`)
+	s.work.prompt(t, "How much does Anna earn?")
+	alert := s.await("/api/v1/alerts", "off_topic_production")
+	for _, want := range []string{`"severity":"WARN"`, `"base_severity":"WARN"`, `"rule":null`} {
+		if !strings.Contains(alert, want) {
+			t.Errorf("by the judge alone: no %s: %s", want, alert)
+		}
+	}
+	if kept := s.await(verdicts, `"verdict":"out"`); !strings.Contains(kept, `"reason":null`) || strings.Contains(alert, "Anna") {
+		t.Errorf("the reason repeats a short prompt: %s", kept)
+	}
+	activate := func(action string) {
+		t.Helper()
+		draft := s.want("POST", "/api/v1/policy/drafts", `{"rules":[{"id":"scope-creep","types":["off_topic_production"],"action":"`+action+`","scope":{"org":true}}]}`)
+		var made struct{ ID string }
+		if err := json.Unmarshal([]byte(draft), &made); err != nil {
+			t.Fatal(err)
+		}
+		s.want("POST", "/api/v1/policy/drafts/"+made.ID+"/activate", "")
+	}
+	// Policy reaches what raises within a moment: another prompt until it has.
+	raisedAt := func(severity string) {
+		t.Helper()
+		poem := "A poem at " + severity
+		if !until(30*time.Second, s.exited, func() bool {
+			poem += " again"
+			s.work.prompt(t, poem)
+			return strings.Contains(s.get("/api/v1/alerts"), `"severity":"`+severity+`","base_severity":"WARN"`)
+		}) {
+			t.Errorf("policy does not set %s: %s", severity, s.get("/api/v1/alerts"))
+		}
+	}
+	activate("BLOCK")
+	raisedAt("BLOCK")
+	activate("OBSERVE")
+	raisedAt("INFO")
+	s.want("PATCH", "/api/v1/service-accounts/"+s.account, `{"intended_scope":"Anything."}`)
+	words := "A poem on everything"
+	if !until(30*time.Second, s.exited, func() bool {
+		words += " again"
+		s.work.prompt(t, words)
+		return s.metric(`sluice_scope_verdicts_total{verdict="abstained",why="vague_scope"}`) > 0
+	}) {
+		t.Error("an edited scope does not reach what judges")
+	}
+	asked := len(judge.asked())
+	s.work.prompt(t, "A poem that nobody judges")
+	s.awaitMetric(`sluice_scope_verdicts_total{verdict="abstained",why="vague_scope"}`, 2)
+	if n := len(judge.asked()); n != asked {
+		t.Errorf("%d questions by a vague scope", n-asked)
+	}
+	s.await(verdicts, `"judging":false,"why":"vague_scope"`)
 }

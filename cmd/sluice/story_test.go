@@ -33,6 +33,7 @@ import (
 //	http METHOD URL [NAME:VALUE…] [BODY]   one request; the code and the body are stdout
 //	await PATTERN COMMAND…   run a command of this list or sluice until its output matches
 //	produce BROKERS TOPIC KEY VALUE [NAME:VALUE…]   one message, acknowledged
+//	judge NAME            start a scripted judge of scopes, and set $NAME_URL
 //	json PATH FILE VAR    set $VAR to a value of a JSON file
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sluice": func() { os.Exit(run()) }})
@@ -99,7 +100,7 @@ func runStories(t *testing.T, dir string, setup func(*testscript.Env) error) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": cmdStart, "stop": cmdStop, "kill9": cmdKill9, "http": cmdHTTP, "await": cmdAwait, "json": cmdJSON,
-			"produce": cmdProduce,
+			"produce": cmdProduce, "judge": cmdJudge,
 		},
 	})
 }
