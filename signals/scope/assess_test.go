@@ -32,7 +32,7 @@ func each(t *testing.T, f func(t *testing.T, s *Store, now *clock)) {
 		f(t, NewStore(StoreConfig{Writer: db, Now: now.now}), now)
 	}
 	t.Run("sqlite", func(t *testing.T) {
-		db, err := sql.Open("sqlite", "file:"+filepath.Join(t.TempDir(), "s.db")+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)&_txlock=immediate")
+		db, err := sql.Open("sqlite", "file:"+strings.ReplaceAll(filepath.Join(t.TempDir(), "s.db"), "#", "%23")+"?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)&_txlock=immediate")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,27 +15,28 @@ func TestWhatAFailureCosts(t *testing.T) {
 	gone.Close()
 	const prompt = "What does it cost?"
 	asking := tokensOf(newQuestion(account("sa_1").IntendedScope, prompt))
-	for _, c := range []struct {
-		name   string
-		answer func(http.ResponseWriter, string) // nil: nobody listens
-		err    error
-		billed int64 // requests, at the most they can cost
-	}{
-		{"nobody listens", nil, ErrAway, 0},
-		{"too many requests", fails(429, ""), ErrAway, 0},
-		{"not available", fails(503, ""), ErrAway, 0},
-		{"our key is refused", fails(401, ""), ErrAway, 0},
-		{"filtered", fails(400, `{"error":{"code":"content_filter"}}`), nil, 0},
-		{"too long", fails(413, ""), nil, 0},
-		{"not taken in any way", fails(400, "{}"), nil, 0},
-		{"broken", fails(500, ""), ErrAway, maxTries},
-		{"its gateway gave up", fails(504, ""), ErrAway, maxTries},
-		{"no JSON", raw("<html>"), ErrAway, maxTries},
-		{"too slow", says(outAnswer), ErrAway, 1},
-		{"it counts nothing", raw(`{"choices":[{"finish_reason":"stop","message":{"content":"in"}}]}`), nil, 1},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			each(t, func(t *testing.T, store *Store, now *clock) {
+	each(t, func(t *testing.T, store *Store, now *clock) {
+		for _, c := range []struct {
+			name   string
+			answer func(http.ResponseWriter, string) // nil: nobody listens
+			err    error
+			billed int64 // requests, at the most they can cost
+		}{
+			{"nobody listens", nil, ErrAway, 0},
+			{"too many requests", fails(429, ""), ErrAway, 0},
+			{"not available", fails(503, ""), ErrAway, 0},
+			{"our key is refused", fails(401, ""), ErrAway, 0},
+			{"filtered", fails(400, `{"error":{"code":"content_filter"}}`), nil, 0},
+			{"too long", fails(413, ""), nil, 0},
+			{"not taken in any way", fails(400, "{}"), nil, 0},
+			{"broken", fails(500, ""), ErrAway, maxTries},
+			{"its gateway gave up", fails(504, ""), ErrAway, maxTries},
+			{"no JSON", raw("<html>"), ErrAway, maxTries},
+			{"too slow", says(outAnswer), ErrAway, 1},
+			{"it counts nothing", raw(`{"choices":[{"finish_reason":"stop","message":{"content":"in"}}]}`), nil, 1},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				now.advance(48 * time.Hour) // a day with budgets of its own, and without the verdicts before
 				at, timeout := gone.URL, 10*time.Second
 				switch {
 				case c.name == "too slow":
@@ -56,8 +57,8 @@ func TestWhatAFailureCosts(t *testing.T) {
 					}
 				}
 			})
-		})
-	}
+		}
+	})
 }
 
 // No budget is overdrawn by repetitions, by an answer that may be longer than most, or by another account: each is asked before a request is sent.
@@ -66,27 +67,28 @@ func TestBudgetsOfEachKind(t *testing.T) {
 	asking := tokensOf(newQuestion(account("sa_1").IntendedScope, prompt))
 	once := asking + maxAnswerTokens
 	prices := Prices{In: 1, Out: 10}
-	for _, c := range []struct {
-		name      string
-		all, each Budget
-		script    []func(http.ResponseWriter, string)
-		sent      int // requests, of one question of sa_1
-		abstained string
-	}{
-		{"tokens in all", Budget{Tokens: once - 1}, Budget{}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
-		{"tokens of the account", Budget{}, Budget{Tokens: once - 1}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
-		{"tokens that suffice", Budget{Tokens: once}, Budget{Tokens: once}, []func(http.ResponseWriter, string){says(outAnswer)}, 1, ""},
-		{"money in all", Budget{Micros: prices.micros(asking, maxAnswerTokens) - 1}, Budget{}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
-		{"money of the account", Budget{}, Budget{Micros: prices.micros(asking, maxAnswerTokens) - 1}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
-		{"money that suffices", Budget{}, Budget{Micros: prices.micros(asking, maxAnswerTokens)}, []func(http.ResponseWriter, string){says(outAnswer)}, 1, ""},
-		{"tokens for one try of three", Budget{}, Budget{Tokens: 2*once - 1}, []func(http.ResponseWriter, string){fails(500, ""), says(outAnswer)}, 1, BudgetSpent},
-		{"tokens for two", Budget{}, Budget{Tokens: 2 * once}, []func(http.ResponseWriter, string){fails(500, ""), says(outAnswer)}, 2, ""},
-		{"tries that cost nothing", Budget{}, Budget{Tokens: once}, []func(http.ResponseWriter, string){fails(429, ""), fails(503, ""), says(outAnswer)}, 3, ""},
-		{"a longer answer", Budget{}, Budget{Tokens: 2 * once}, []func(http.ResponseWriter, string){fails(400, `{"error":{"param":"max_tokens"}}`), says(outAnswer)}, 1, BudgetSpent},
-		{"a longer answer that fits", Budget{}, Budget{Tokens: asking + 8*maxAnswerTokens}, []func(http.ResponseWriter, string){fails(400, `{"error":{"param":"max_tokens"}}`), says(outAnswer)}, 2, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			each(t, func(t *testing.T, store *Store, now *clock) {
+	each(t, func(t *testing.T, store *Store, now *clock) {
+		for _, c := range []struct {
+			name      string
+			all, each Budget
+			script    []func(http.ResponseWriter, string)
+			sent      int // requests, of one question of sa_1
+			abstained string
+		}{
+			{"tokens in all", Budget{Tokens: once - 1}, Budget{}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
+			{"tokens of the account", Budget{}, Budget{Tokens: once - 1}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
+			{"tokens that suffice", Budget{Tokens: once}, Budget{Tokens: once}, []func(http.ResponseWriter, string){says(outAnswer)}, 1, ""},
+			{"money in all", Budget{Micros: prices.micros(asking, maxAnswerTokens) - 1}, Budget{}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
+			{"money of the account", Budget{}, Budget{Micros: prices.micros(asking, maxAnswerTokens) - 1}, []func(http.ResponseWriter, string){says(outAnswer)}, 0, BudgetSpent},
+			{"money that suffices", Budget{}, Budget{Micros: prices.micros(asking, maxAnswerTokens)}, []func(http.ResponseWriter, string){says(outAnswer)}, 1, ""},
+			{"tokens for one try of three", Budget{}, Budget{Tokens: 2*once - 1}, []func(http.ResponseWriter, string){fails(500, ""), says(outAnswer)}, 1, BudgetSpent},
+			{"tokens for two", Budget{}, Budget{Tokens: 2 * once}, []func(http.ResponseWriter, string){fails(500, ""), says(outAnswer)}, 2, ""},
+			{"tries that cost nothing", Budget{}, Budget{Tokens: once}, []func(http.ResponseWriter, string){fails(429, ""), fails(503, ""), says(outAnswer)}, 3, ""},
+			{"a longer answer", Budget{}, Budget{Tokens: 2 * once}, []func(http.ResponseWriter, string){fails(400, `{"error":{"param":"max_tokens"}}`), says(outAnswer)}, 1, BudgetSpent},
+			{"a longer answer that fits", Budget{}, Budget{Tokens: asking + 8*maxAnswerTokens}, []func(http.ResponseWriter, string){fails(400, `{"error":{"param":"max_tokens"}}`), says(outAnswer)}, 2, ""},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				now.advance(48 * time.Hour) // a day with budgets of its own, and without the verdicts before
 				s := newServer(t, c.script...)
 				a := NewAssessor(AssessorConfig{Judge: newJudge(t, s.URL, 10*time.Second, nil), Store: store, Now: now.now, All: c.all, Each: c.each, Prices: prices})
 				got, err := a.Assess(t.Context(), account("sa_1"), Asked{Text: prompt, At: now.now()})
@@ -108,6 +110,6 @@ func TestBudgetsOfEachKind(t *testing.T) {
 					t.Error("one account's budget is another's")
 				}
 			})
-		})
-	}
+		}
+	})
 }
