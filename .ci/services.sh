@@ -15,7 +15,7 @@
 # Environment:
 #   DIR=path             data, logs, pid files and ports of one set of services; several sets run side by side
 #   KAFKA_NODES=1|3      3: replication factor 3, min.insync.replicas 2, any one node (kafka1 to kafka3) may be killed
-#   KAFKA_SECURE=1       adds SASL_PLAINTEXT and SASL_SSL listeners (SCRAM-SHA-256 and -512)
+#   KAFKA_SECURE=1       adds SASL_PLAINTEXT and SASL_SSL listeners (PLAIN, SCRAM-SHA-256 and -512)
 #   KAFKA_PORT PG_PORT REDIS_PORT    wanted ports; else free ones, kept in DIR/ports over restarts
 #   KAFKA_EXTRA PG_EXTRA REDIS_EXTRA further settings: server.properties lines, `-c k=v`, `--k v`
 #   KAFKA_HEAP KAFKA_JVM KAFKA_LIBS PGBIN
@@ -195,13 +195,14 @@ replica.lag.time.max.ms=5000
 P
   if [ "$SECURE" = 1 ]; then
     cat <<P
-sasl.enabled.mechanisms=SCRAM-SHA-512,SCRAM-SHA-256
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512,SCRAM-SHA-256
 ssl.keystore.type=PEM
 ssl.keystore.location=$DIR/tls/server.pem
 ssl.client.auth=none
 P
     local listener bits
     for listener in sasl_plaintext sasl_ssl; do
+      echo "listener.name.$listener.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_app=\"app-secret\";"
       for bits in 256 512; do
         echo "listener.name.$listener.scram-sha-$bits.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;"
       done

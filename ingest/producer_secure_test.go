@@ -83,7 +83,7 @@ func TestProduceSecurelyReal(t *testing.T) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	for _, mechanism := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
+	for _, mechanism := range []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} {
 		cfg := ProducerConfig{KafkaConfig: KafkaConfig{Brokers: strings.Split(s.get("KAFKA_SSL"), ","), TLS: &tls.Config{RootCAs: pool},
 			SASL: &SASLConfig{Mechanism: mechanism, Username: s.get("KAFKA_USER"), Password: s.get("KAFKA_PASSWORD")}}, Topics: []string{testTopic}}
 		if _, err := EnsureTopics(context.Background(), cfg.KafkaConfig, []TopicSpec{{Name: testTopic}}); err != nil {

@@ -30,7 +30,7 @@ type config struct {
 	kafkaSASL, kafkaUser, kafkaPassword               string
 	kafkaIdempotent                                   bool
 	topics                                            topics
-	partitions, replication                           int
+	partitions, replication, minInSync                int
 	authMaxStale                                      time.Duration
 	roles                                             []string
 	maxRequestBytes, maxDecodedBytes                  int
@@ -92,6 +92,7 @@ func (c *config) kafkaFlags(f *pflag.FlagSet) {
 func (c *config) topicFlags(f *pflag.FlagSet) {
 	f.IntVar(&c.partitions, "partitions", -1, "partitions of topics made here (-1: the broker's default)")
 	f.IntVar(&c.replication, "replication", -1, "replicas of topics made here (-1: the broker's default)")
+	f.IntVar(&c.minInSync, "min-insync-replicas", 0, "how many replicas must have a message before it is acknowledged, of topics made here (0: 2 from --replication=3 on, else the broker's default)")
 }
 
 func (c *config) listenFlags(f *pflag.FlagSet, host string) {

@@ -31,7 +31,7 @@ var settingGroups = []settingGroup{
 	}},
 	{"Topics", "`sluice migrate` makes those that are missing, and leaves the others as they are.", []settingUse{
 		{"topic-logs", "edge, scope, migrate, tail"}, {"topic-spans", "edge, scope, migrate, tail"}, {"topic-metrics", "edge, migrate, tail"},
-		{"topic-signals", "edge, alerts, scope, migrate, tail"}, {"topic-signals-dlq", "alerts, migrate, tail"}, {"partitions", "migrate"}, {"replication", "migrate"},
+		{"topic-signals", "edge, alerts, scope, migrate, tail"}, {"topic-signals-dlq", "alerts, migrate, tail"}, {"partitions", "migrate"}, {"replication", "migrate"}, {"min-insync-replicas", "migrate"},
 	}},
 	{"The scope judge", "Off without `judge-url`: then nothing is judged, and nothing leaves. [scope.md](scope.md) says what does.", []settingUse{
 		{"judge-url", "scope, admin"}, {"judge-model", "scope, admin"}, {"judge-key", "scope, admin"}, {"judge-proxy", "scope, admin"}, {"judge-timeout", "scope, admin"}, {"judge-sample", "scope"},

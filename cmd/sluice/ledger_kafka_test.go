@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,10 +32,10 @@ type brokers struct {
 	env    []string
 }
 
-func startBrokers(t *testing.T, script string, nodes int) *brokers {
+func startBrokers(t *testing.T, script string, nodes int, env ...string) *brokers {
 	t.Helper()
 	b := &brokers{t: t, script: script, dir: t.TempDir()}
-	b.env = append(os.Environ(), "DIR="+b.dir, "KAFKA_NODES="+strconv.Itoa(nodes), "KAFKA_HEAP=256m")
+	b.env = slices.Concat(os.Environ(), env, []string{"DIR=" + b.dir, "KAFKA_NODES=" + strconv.Itoa(nodes), "KAFKA_HEAP=256m"})
 	t.Cleanup(func() {
 		for n := range nodes {
 			_ = b.signal(n+1, syscall.SIGCONT)
@@ -70,17 +71,21 @@ func (b *brokers) signal(node int, sig syscall.Signal) error {
 	return syscall.Kill(pid, sig)
 }
 
-func (b *brokers) addresses() string {
+func (b *brokers) addresses() string { return b.get("KAFKA_BROKERS") }
+
+// get reads a variable that the script has left.
+func (b *brokers) get(name string) string {
+	b.t.Helper()
 	text, err := os.ReadFile(filepath.Join(b.dir, "env"))
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	for _, f := range strings.Fields(string(text)) {
-		if v, ok := strings.CutPrefix(f, "KAFKA_BROKERS="); ok {
+		if v, ok := strings.CutPrefix(f, name+"="); ok {
 			return v
 		}
 	}
-	b.t.Fatal("the script left no KAFKA_BROKERS")
+	b.t.Fatal("the script left no " + name)
 	return ""
 }
 

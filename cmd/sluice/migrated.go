@@ -158,8 +158,12 @@ func describeTopicProblems(problems []ingest.TopicProblem) string {
 // topicSpecs are the topics as they were asked for.
 func (c *config) topicSpecs() []ingest.TopicSpec {
 	var specs []ingest.TopicSpec
+	inSync := c.minInSync
+	if inSync == 0 && c.replication >= 3 {
+		inSync = 2 // the broker's own default is 1: then an acknowledged message may be on one disk only
+	}
 	for _, name := range c.topics.all() {
-		specs = append(specs, ingest.TopicSpec{Name: name, Partitions: c.partitions, Replication: c.replication})
+		specs = append(specs, ingest.TopicSpec{Name: name, Partitions: c.partitions, Replication: c.replication, MinInSyncReplicas: inSync})
 	}
 	return specs
 }

@@ -136,6 +136,9 @@ func newMigrateCommand() *cobra.Command {
 			if cfg.postgresURL == "" && len(cfg.kafkaBrokers) == 0 {
 				return usagef("give --postgres-url, --kafka-brokers or both")
 			}
+			if cfg.minInSync < 0 || cfg.replication > 0 && cfg.minInSync > cfg.replication {
+				return usagef("--min-insync-replicas must not be negative, nor more than --replication: nothing could be written")
+			}
 			out := cmd.OutOrStdout()
 			if cfg.postgresURL != "" {
 				writer, reader, err := openPostgres(cfg.postgresURL)
