@@ -320,6 +320,8 @@ func settled(org string, by By, found []Alert, how Resolution, note string) Audi
 	return entry
 }
 
+const pruneSQL = `DELETE FROM alerts WHERE id IN (SELECT id FROM alerts WHERE received_at < $1 ORDER BY received_at, id LIMIT $2) RETURNING ` + hourColumns
+
 // Prune removes alerts, open ones included, that were received before cutoff, and drops older than it, a batch of rows at a
 // time, so that no statement holds locks for long. It returns how many alerts it removed.
 func (s *Store) Prune(ctx context.Context, cutoff time.Time, batch int) (int64, error) {
@@ -327,7 +329,7 @@ func (s *Store) Prune(ctx context.Context, cutoff time.Time, batch int) (int64, 
 	for {
 		var n int64
 		err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-			rows, err := tx.QueryContext(ctx, `DELETE FROM alerts WHERE id IN (SELECT id FROM alerts WHERE received_at < $1 ORDER BY received_at, id LIMIT $2) RETURNING `+hourColumns, milli(cutoff), batch)
+			rows, err := tx.QueryContext(ctx, pruneSQL, milli(cutoff), batch)
 			if err != nil {
 				return wrap("prune alerts", err)
 			}

@@ -15,10 +15,12 @@ const MaxCounted = 1_000
 // Unacknowledged counts open alerts of WARN and above, up to MaxCounted.
 func (s *Store) Unacknowledged(ctx context.Context, org string) (int, error) {
 	var n int
-	err := s.r.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM alerts WHERE org = $1 AND open = TRUE AND severity = 'BLOCK' LIMIT $2) AS b)
-		+ (SELECT COUNT(*) FROM (SELECT 1 FROM alerts WHERE org = $1 AND open = TRUE AND severity = 'WARN' LIMIT $2) AS w)`, org, MaxCounted).Scan(&n)
+	err := s.r.QueryRowContext(ctx, unacknowledgedSQL, org, MaxCounted).Scan(&n)
 	return min(n, MaxCounted), wrap("count alerts", err)
 }
+
+const unacknowledgedSQL = `SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM alerts WHERE org = $1 AND open = TRUE AND severity = 'BLOCK' LIMIT $2) AS b)
+	+ (SELECT COUNT(*) FROM (SELECT 1 FROM alerts WHERE org = $1 AND open = TRUE AND severity = 'WARN' LIMIT $2) AS w)`
 
 // A Bucket is one bar of a histogram.
 type Bucket struct {

@@ -138,6 +138,11 @@ func (s *Store) Histogram(ctx context.Context, org string, f AlertFilter, n int)
 
 // countAlerts counts the alerts from since to until one by one, from the indexes.
 func (s *Store) countAlerts(ctx context.Context, q *question, since, until, start, width int64, buckets []Bucket) error {
+	query, a := countStatement(q, since, until, start, width)
+	return s.fillBuckets(ctx, buckets, query, a)
+}
+
+func countStatement(q *question, since, until, start, width int64) (string, args) {
 	sub := *q
 	sub.since, sub.until = since, until
 	var a args
@@ -152,7 +157,7 @@ func (s *Store) countAlerts(ctx context.Context, q *question, since, until, star
 			}
 		}
 	}
-	return s.fillBuckets(ctx, buckets, strings.Join(branches, ` UNION ALL `), a)
+	return strings.Join(branches, ` UNION ALL `), a
 }
 
 // countHours counts whole hours from from to to.
@@ -160,6 +165,11 @@ func (s *Store) countHours(ctx context.Context, q *question, from, to, start, wi
 	if from >= to {
 		return nil
 	}
+	query, a := hoursStatement(q, from, to, start, width)
+	return s.fillBuckets(ctx, buckets, query, a)
+}
+
+func hoursStatement(q *question, from, to, start, width int64) (string, args) {
 	var a args
 	w := `org = ` + a.add(q.org) + ` AND hour >= ` + a.add(from/hourMillis) + ` AND hour < ` + a.add(to/hourMillis)
 	if len(q.opens) == 1 {
@@ -170,9 +180,9 @@ func (s *Store) countHours(ctx context.Context, q *question, from, to, start, wi
 		severities[i] = string(severity)
 	}
 	w += a.in("severity", severities) + a.in("category", q.categories) + a.in("type", q.types) + a.in("environment", q.environments)
-	return s.fillBuckets(ctx, buckets, fmt.Sprintf(`SELECT CASE severity WHEN 'BLOCK' THEN 3 WHEN 'WARN' THEN 2 ELSE 1 END AS loudness,
+	return fmt.Sprintf(`SELECT CASE severity WHEN 'BLOCK' THEN 3 WHEN 'WARN' THEN 2 ELSE 1 END AS loudness,
 		(hour - CAST(%s AS BIGINT)) / CAST(%s AS BIGINT) AS bucket, CAST(SUM(n) AS BIGINT) AS n FROM alert_hours WHERE %s GROUP BY 1, 2`,
-		a.add(start/hourMillis), a.add(width/hourMillis), w), a)
+		a.add(start/hourMillis), a.add(width/hourMillis), w), a
 }
 
 func (s *Store) fillBuckets(ctx context.Context, buckets []Bucket, query string, a args) error {
