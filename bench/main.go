@@ -159,6 +159,11 @@ func again(out string) error {
 type builds struct{ sluice, other string }
 
 func run(ctx context.Context, b builds, rounds int, list []test, out string, budget time.Duration) error {
+	if out != "" {
+		if err := os.MkdirAll(out, 0o755); err != nil { // now, not when all is measured
+			return err
+		}
+	}
 	r, err := rig.Open(ctx, os.Stderr)
 	if err != nil {
 		return err
