@@ -42,8 +42,8 @@ func TestSizingAgreesWithTheResults(t *testing.T) {
 		{`processor, 1 record a request \| (\S+) µs a record`, []float64{median(goals, "pb-1", "sluice", record)}},
 		{`processor, Kafka away, all to the spool \| (\S+) µs a record`, []float64{at("spool", 2, record)}},
 		{`policy rules that do not match \| (\S+) ms a request with 100 rules, (\S+) ms with 1 000`, []float64{more(100), more(1000)}},
-		{`memory, at rest, 100, 1 000, 8 000 connections \| ([^,]+), ([^,]+), ([^,]+), (\S+) MiB`,
-			[]float64{at("connections", 1, peak), at("connections", 100, peak), at("connections", 1000, peak), at("connections", 8000, peak)}},
+		{`memory, at rest, 100, 1 000, 10 000 connections \| ([^,]+), ([^,]+), ([^,]+), (\S+) MiB`,
+			[]float64{at("connections", 1, peak), at("connections", 100, peak), at("connections", 1000, peak), at("connections", 10000, peak)}},
 		{`\(10 000 keys: (\S+) MiB in all\)`, []float64{at("keys", 10000, peak)}},
 	} {
 		m := regexp.MustCompile(c.row).FindStringSubmatch(string(page))
