@@ -25,6 +25,7 @@ var (
 	errTimedOut   = errors.New("no acknowledgement in time")
 	errNoMetadata = errors.New("no broker has told us the leaders yet")
 	errNoAnswer   = errors.New("the broker's answer does not name the partition")
+	errPanicked   = errors.New("a fault of ours; the log has its stack")
 	errNoLeader   = errors.New("the partition has no leader")
 
 	// of one message that came alone; its call makes them a RefusedError

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -221,8 +222,23 @@ func (s *kafkaSlot) once(now time.Time) {
 	}
 }
 
+// send makes one attempt and decides what it was for. A panic in it is an attempt that failed: it must neither take the process down nor leave the slot, and the
+// partitions of the attempt, taken for ever by a caller whose request is turned into a 500.
 func (s *kafkaSlot) send(now time.Time) {
-	res, err := s.roundTrip(now)
+	var res *produce.Response
+	err := errPanicked
+	func() {
+		defer func() {
+			if recover() == nil {
+				return
+			}
+			s.p.log.Error("panic while sending to kafka", "stack", string(debug.Stack()))
+			if s.conn != nil {
+				s.hangUp()
+			}
+		}()
+		res, err = s.roundTrip(now)
+	}()
 	s.p.metrics.request(time.Since(now))
 	s.settle(res, err)
 }
