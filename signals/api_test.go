@@ -377,3 +377,55 @@ func TestPolicyAPI(t *testing.T) {
 		c.call(t, "POST", "/api/v1/policy/explain", `{"signal":{"type":"a"},"draft":"x"}`, 404, "")
 	})
 }
+
+// TestActivationChecksAgain: a draft that got into the store when less was checked does not come into force.
+func TestActivationChecksAgain(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		c := newConsole(t, w)
+		good := Rule{ID: "good", Types: []string{"pii_detected"}, Action: ActionWarn, Scope: Scope{Org: true}}
+		draft := func(rules ...Rule) string {
+			t.Helper()
+			d, err := w.CreateDraft(t.Context(), "acme", admin, NewDraft{Rules: rules}) // the store itself checks no rule
+			if err != nil {
+				t.Fatal(err)
+			}
+			return "/api/v1/policy/drafts/" + d.ID
+		}
+		c.call(t, "POST", draft(good)+"/activate", "", 200, "PolicyVersion")
+		for pointer, spoil := range map[string]func(*Rule){
+			"/rules/1/when":   func(r *Rule) { r.When = `details.amount >` },
+			"/rules/1/action": func(r *Rule) { r.Action = "DROP" },
+			"/rules/1/types":  func(r *Rule) { r.Types = nil },
+			"/rules/1/scope":  func(r *Rule) { r.Scope = Scope{} },
+			"/rules/1/id":     func(r *Rule) { r.ID = good.ID },
+		} {
+			bad := good
+			bad.ID = "bad"
+			spoil(&bad)
+			at := draft(good, bad)
+			m := c.call(t, "POST", at+"/activate", "", 400, "")
+			found, _ := m["errors"].([]any)
+			if len(found) != 1 || found[0].(map[string]any)["field"] != pointer || found[0].(map[string]any)["rule"] != bad.ID {
+				t.Errorf("%s: %v", pointer, m)
+			}
+			if m := c.call(t, "GET", at, "", 200, ""); m["version"] != nil {
+				t.Errorf("%s: the draft became version %v", pointer, m["version"])
+			}
+		}
+		// A row that no rule was ever read from.
+		if _, err := w.db.ExecContext(t.Context(), `UPDATE policy_drafts SET rules = REPLACE(rules, '"WARN"', '"SHOUT"') WHERE version IS NULL`); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range items(c.call(t, "GET", "/api/v1/policy/drafts", "", 200, "")) {
+			if d := d.(map[string]any); d["version"] == nil {
+				c.call(t, "POST", "/api/v1/policy/drafts/"+d["id"].(string)+"/activate", "", 400, "")
+			}
+		}
+		if m := c.call(t, "GET", "/api/v1/policy/active", "", 200, "PolicyVersion"); m["version"] != 1.0 {
+			t.Errorf("in force: %v", m)
+		}
+		if p := c.policies.Policy("acme"); p.Version != 1 {
+			t.Errorf("the edge decides by version %d", p.Version)
+		}
+	})
+}

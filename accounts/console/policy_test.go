@@ -201,6 +201,22 @@ func TestStaleDraft(t *testing.T) {
 	}
 }
 
+// TestDraftThatNoLongerHolds was stored when less was checked: it cannot be activated.
+func TestDraftThatNoLongerHolds(t *testing.T) {
+	s := newSite(t)
+	draft := "/settings/ai/policy/drafts/" + s.seedPolicy(t)
+	if _, err := s.writer.ExecContext(t.Context(), `UPDATE policy_drafts SET rules = REPLACE(rules, '"BLOCK"', '"SHOUT"') WHERE version IS NULL`); err != nil {
+		t.Fatal(err)
+	}
+	got := s.do(t, s.session(t, "acme", auth.AIPolicyAdmin), http.MethodPost, draft+"/activate", url.Values{})
+	if text := got.text(t); got.StatusCode != http.StatusConflict || !strings.Contains(text, "It no longer holds together") {
+		t.Errorf("%d %s", got.StatusCode, text)
+	}
+	if active, err := s.signals.ActivePolicyVersion(t.Context(), "acme"); err != nil || active.Version != 2 {
+		t.Errorf("in force: %+v %v", active, err)
+	}
+}
+
 // TestDraftOfWhatWasRead: a form that was opened on one version and saved after another came into force can't undo that one.
 func TestDraftOfWhatWasRead(t *testing.T) {
 	s := newSite(t)
