@@ -267,7 +267,7 @@ func TestBudget(t *testing.T) {
 						c.give(1 << 10)
 					}
 				}
-				if used := b.used.Load(); j%16 == 0 && used > 2*limit {
+				if used := b.used.Load(); j%16 == 0 && used > limit {
 					t.Errorf("%d bytes are charged", used)
 				}
 				c.release()

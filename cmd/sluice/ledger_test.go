@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -29,8 +30,9 @@ func TestLedger(t *testing.T) {
 	clients := l.startClients(6)
 	endFaults := l.startFaults()
 	for i := range l.kills {
-		e := l.startEdge()
+		e := l.startEdge(l.rng.IntN(3) == 0)
 		l.pause(0, 1500*time.Millisecond)
+		l.checkSums(e)
 		e.kill()
 		if i%10 == 9 {
 			t.Logf("%v: %d kills, %d records acknowledged", time.Since(began).Round(time.Second), i+1, l.ackedCount())
@@ -38,8 +40,18 @@ func TestLedger(t *testing.T) {
 	}
 	endFaults()
 
-	// All brokers stand still: the spool fills, and then the edge says so.
-	e := l.startEdge()
+	// All brokers stand still: a file of the spool reaches the limit, and the edge goes on.
+	e := l.startEdge(true)
+	l.signalBrokers(syscall.SIGSTOP, 1, 2, 3)
+	if !until(60*time.Second, e.exited, func() bool { return strings.Contains(e.err.String(), "file too large") }) {
+		t.Errorf("no file of the spool reached its limit\n%s", e.tail())
+	}
+	l.checkSums(e)
+	e.kill()
+	l.signalBrokers(syscall.SIGCONT, 1, 2, 3)
+
+	// All brokers stand still again: the spool fills, and then the edge says so.
+	e = l.startEdge(false)
 	l.signalBrokers(syscall.SIGSTOP, 1, 2, 3)
 	full := l.spoolFull.Load()
 	if !until(60*time.Second, e.exited, func() bool { return l.spoolFull.Load() > full }) {
@@ -48,7 +60,7 @@ func TestLedger(t *testing.T) {
 	e.kill()
 	l.signalBrokers(syscall.SIGCONT, 1, 2, 3)
 
-	e = l.startEdge()
+	e = l.startEdge(false)
 	if !until(60*time.Second, e.exited, func() bool { return l.acceptedSince(e) > 100 }) {
 		t.Fatalf("with all brokers back the edge accepts nothing\n%s", e.tail())
 	}
@@ -56,7 +68,11 @@ func TestLedger(t *testing.T) {
 	if !until(120*time.Second, e.exited, func() bool { m, err := e.metrics(); return err == nil && m["sluice_spool_records"] == 0 }) {
 		t.Errorf("the spool does not drain\n%s", e.tail())
 	}
-	l.checkSums(e)
+	for kind, n := range l.checkSums(e) {
+		if (kind == "logs" || kind == "signals") && n == 0 {
+			t.Errorf("the last edge received no %s", kind)
+		}
+	}
 	if code := e.stop(); code != 0 {
 		t.Errorf("the edge stopped with status %d\n%s", code, e.tail())
 	}
@@ -170,12 +186,12 @@ type edgeProcess struct {
 	acceptedBefore int
 }
 
-// startEdge starts the edge on the spool that the one before has left, and waits until it is ready. Every third has a limit on the size of its files.
-func (l *ledgerRun) startEdge() *edgeProcess {
+// startEdge starts the edge on the spool that the one before has left, and waits until it is ready; limited is with a limit on the size of its files.
+func (l *ledgerRun) startEdge(limited bool) *edgeProcess {
 	l.t.Helper()
 	args := []string{l.binary, "serve", "--roles=edge", "--edge-addr=" + l.edge, "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--ops-addr=" + l.ops,
 		"--spool-dir=" + l.spool, "--spool-max-bytes=1000000", "--drain-delay=0s"}
-	if l.rng.IntN(3) == 0 {
+	if limited {
 		args = append([]string{"bash", "-c", `ulimit -f 100; exec "$@"`, "bash"}, args...)
 	}
 	e := &edgeProcess{l: l, server: server{cmd: exec.Command(args[0], args[1:]...), exited: make(chan struct{})}, acceptedBefore: l.ackedCount()}
@@ -249,32 +265,32 @@ func (e *edgeProcess) metrics() (map[string]float64, error) {
 	return out, nil
 }
 
-// checkSums holds the edge to "received = sum of outcomes", for each kind.
-func (l *ledgerRun) checkSums(e *edgeProcess) {
+// checkSums holds the edge to "received = sum of outcomes", for each kind, and returns what it received. A scrape may fall between the two sides of one request,
+// not each of many scrapes.
+func (l *ledgerRun) checkSums(e *edgeProcess) map[string]float64 {
 	l.t.Helper()
-	m, err := e.metrics()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	sums := map[string]float64{}
-	for series, v := range m {
-		if rest, ok := strings.CutPrefix(series, `sluice_ingest_records_total{kind="`); ok {
-			kind, _, _ := strings.Cut(rest, `"`)
-			sums[kind] += v
-			if v > 0 {
-				l.t.Logf("%s %v", series, v)
+	var received, sums map[string]float64
+	if !until(10*time.Second, e.exited, func() bool {
+		m, err := e.metrics()
+		if err != nil {
+			return false
+		}
+		received, sums = map[string]float64{}, map[string]float64{}
+		for series, v := range m {
+			if rest, ok := strings.CutPrefix(series, `sluice_ingest_records_total{kind="`); ok {
+				kind, _, _ := strings.Cut(rest, `"`)
+				sums[kind] += v
+			}
+			if rest, ok := strings.CutPrefix(series, `sluice_ingest_records_received_total{kind="`); ok {
+				kind, _, _ := strings.Cut(rest, `"`)
+				received[kind] = v
 			}
 		}
+		return len(received) > 0 && maps.Equal(received, sums)
+	}) {
+		l.t.Errorf("received %v, the sums of outcomes are %v\n%s", received, sums, e.tail())
 	}
-	for _, kind := range []string{"logs", "spans", "metrics", "signals"} {
-		received := m[`sluice_ingest_records_received_total{kind="`+kind+`"}`]
-		if received != sums[kind] {
-			l.t.Errorf("%s: received %v, the sum of outcomes is %v", kind, received, sums[kind])
-		}
-		if (kind == "logs" || kind == "signals") && received == 0 {
-			l.t.Errorf("the last edge received no %s", kind)
-		}
-	}
+	return received
 }
 
 func (l *ledgerRun) ackedCount() int {
