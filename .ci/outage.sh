@@ -9,14 +9,4 @@ exporters=cmd/sluice/testdata/exporters
 SLUICE_OUTAGE_PYTHON=$(.ci/python-packages.sh "$exporters/python/requirements.txt")
 SLUICE_OUTAGE_NODE_MODULES=$(.ci/node-modules.sh "$exporters/node")
 export SLUICE_OUTAGE_PYTHON SLUICE_OUTAGE_NODE_MODULES SLUICE_OUTAGE=${1:-30}s TEST_SERVICES_SH=$PWD/.ci/services.sh
-if [ -z "${TEST_DATABASE_URL:-}" ] || [ -z "${TEST_REDIS_URL:-}" ]; then
-  DIR=$(mktemp -d)
-  chmod 711 "$DIR" # PostgreSQL runs as a user of its own and must get through
-  export DIR
-  trap '.ci/services.sh clean' EXIT
-  .ci/services.sh start pg redis >"$DIR/started"
-  # shellcheck disable=SC1091
-  . "$DIR/env"
-  export TEST_DATABASE_URL=$DATABASE_URL TEST_REDIS_URL=redis://$REDIS_ADDR
-fi
-go test -count=1 -timeout 10m -v -run '^TestExportersRideThroughAnOutage$' ./cmd/sluice
+.ci/with-stores.sh go test -count=1 -timeout 10m -v -run '^TestExportersRideThroughAnOutage$' ./cmd/sluice
