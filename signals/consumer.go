@@ -54,7 +54,8 @@ type DeadLetter struct {
 type Consumer struct {
 	cfg     ConsumerConfig
 	metrics consumerMetrics
-	said    saidOnce
+	said    *QuietLog
+	topics  Topics
 
 	mu         sync.Mutex
 	lag        map[int]int64 // by partition, as of its last message
@@ -104,7 +105,9 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(messages, fails, m.paused, m.lag, m.delay)
 	}
-	return &Consumer{cfg: cfg, metrics: m, lag: map[int]int64{}, next: map[int]int64{}, said: saidOnce{last: map[string]time.Time{}, held: map[string]int{}}}
+	said := NewQuietLog(cfg.Logger)
+	return &Consumer{cfg: cfg, metrics: m, lag: map[int]int64{}, next: map[int]int64{}, said: said,
+		topics: Topics{Brokers: cfg.Brokers, Dialer: cfg.Dialer, Names: []string{cfg.Topic}, Reader: "alerts consumer", Failures: m.topicFails, Log: said}}
 }
 
 const (
@@ -117,13 +120,13 @@ const (
 // Run consumes until ctx ends, and then leaves the group. It returns ctx's error. A topic that is missing is waited for.
 func (c *Consumer) Run(ctx context.Context) error {
 	for {
-		partitions, ok := c.awaitTopic(ctx)
+		partitions, ok := c.topics.Await(ctx)
 		if !ok {
 			return ctx.Err()
 		}
 		session, end := context.WithCancel(ctx)
 		var watch sync.WaitGroup
-		watch.Go(func() { c.watchTopic(session, partitions, end) })
+		watch.Go(func() { c.topics.Watch(session, partitions, end) })
 		c.consume(session, end)
 		end()
 		watch.Wait()
@@ -142,7 +145,7 @@ func (c *Consumer) consume(ctx context.Context, end func()) {
 		JoinGroupBackoff: 200 * time.Millisecond, // its default of 5 s is what a first start would wait
 		SessionTimeout:   c.cfg.SessionTimeout, HeartbeatInterval: c.cfg.SessionTimeout / 3, RebalanceTimeout: c.cfg.SessionTimeout,
 		ReadBackoffMin: 50 * time.Millisecond, ReadBackoffMax: time.Second,
-		ErrorLogger: kafka.LoggerFunc(c.readerLog), OffsetOutOfRangeError: true,
+		ErrorLogger: c.said.Complaints("alerts consumer"), OffsetOutOfRangeError: true,
 	})
 	var watch sync.WaitGroup
 	watch.Go(func() { c.watchGroup(ctx, r) })
@@ -166,7 +169,7 @@ func (c *Consumer) consume(ctx context.Context, end func()) {
 				pause(ctx, retryMin)
 				return
 			}
-			c.say(slog.LevelWarn, "read", "alerts consumer cannot read", "error", err)
+			c.said.Say(slog.LevelWarn, "read", "alerts consumer cannot read", "error", err)
 			if !pause(ctx, retryMin) {
 				return
 			}

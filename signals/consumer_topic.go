@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/segmentio/kafka-go"
 )
 
@@ -16,52 +17,79 @@ const (
 	sayEvery       = 30 * time.Second // one line of each sort
 )
 
-// awaitTopic waits until the topic exists and says how many partitions it has; false when ctx ended before. kafka-go's group would ask for a missing one, and log
-// it, as fast as it can.
-func (c *Consumer) awaitTopic(ctx context.Context) (int, bool) {
+// Topics are what a consumer reads. It waits for them and looks whether they change, which kafka-go's group does badly: it asks for a missing one, and logs it, as
+// fast as it can. Brokers, Names, Reader, Failures and Log are required.
+type Topics struct {
+	Brokers  []string
+	Dialer   *kafka.Dialer // for TLS and SASL; nil: plain
+	Names    []string
+	Reader   string             // what the log calls the consumer
+	Failures prometheus.Counter // looks that found one missing, or no broker to ask
+	Log      *QuietLog
+}
+
+// Await waits until all topics exist and says how many partitions each has; false when ctx ended before.
+func (t *Topics) Await(ctx context.Context) ([]int, bool) {
 	wait := retryMin
 	for {
-		n, err := c.partitions(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return 0, false
-		case n > 0:
-			return n, true
-		case err == nil:
-			c.metrics.topicFails.Inc()
-			c.say(slog.LevelError, "missing", "the alerts consumer waits for its topic, which does not exist: create it with sluice migrate", "topic", c.cfg.Topic)
-		default:
-			c.metrics.topicFails.Inc()
-			c.say(slog.LevelWarn, "unreachable", "the alerts consumer cannot look up its topic", "topic", c.cfg.Topic, "error", err)
+		counts, ok := t.look(ctx)
+		if ok {
+			return counts, true
 		}
+		if ctx.Err() != nil {
+			return nil, false
+		}
+		t.Failures.Inc()
 		if !pause(ctx, wait) {
-			return 0, false
+			return nil, false
 		}
 		wait = min(2*wait, retryMax)
 	}
 }
 
-// watchTopic calls changed when the topic has another number of partitions than n, or is gone: the group shares out what there was when it began.
-func (c *Consumer) watchTopic(ctx context.Context, n int, changed func()) {
+// look says how many partitions each topic has; false, and in the log which, where one is missing or nobody can be asked.
+func (t *Topics) look(ctx context.Context) ([]int, bool) {
+	counts := make([]int, len(t.Names))
+	for i, name := range t.Names {
+		n, err := t.partitions(ctx, name)
+		switch {
+		case n > 0:
+			counts[i] = n
+			continue
+		case ctx.Err() != nil:
+		case err == nil:
+			t.Log.Say(slog.LevelError, "missing "+name, "the "+t.Reader+" waits for its topic, which does not exist: create it with sluice migrate", "topic", name)
+		default:
+			t.Log.Say(slog.LevelWarn, "unreachable", "the "+t.Reader+" cannot look up its topic", "topic", name, "error", err)
+		}
+		return nil, false
+	}
+	return counts, true
+}
+
+// Watch calls changed when a topic has another number of partitions than Await said, or is gone: the group shares out what there was when it began.
+func (t *Topics) Watch(ctx context.Context, counts []int, changed func()) {
 	for pause(ctx, lookTopicEvery) {
-		if now, err := c.partitions(ctx); err == nil && now != n {
-			changed()
-			return
+		for i, name := range t.Names {
+			if now, err := t.partitions(ctx, name); err == nil && now != counts[i] {
+				changed()
+				return
+			}
 		}
 	}
 }
 
-// partitions says how many partitions the topic has; 0 where it does not exist. An error means that no broker could be asked.
-func (c *Consumer) partitions(ctx context.Context) (int, error) {
+// partitions says how many partitions a topic has; 0 where it does not exist. An error means that no broker could be asked.
+func (t *Topics) partitions(ctx context.Context, name string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTopicEvery)
 	defer cancel()
-	dialer := c.cfg.Dialer
+	dialer := t.Dialer
 	if dialer == nil {
 		dialer = kafka.DefaultDialer
 	}
 	var failed []error
-	for _, addr := range c.cfg.Brokers {
-		parts, err := dialer.LookupPartitions(ctx, "tcp", addr, c.cfg.Topic)
+	for _, addr := range t.Brokers {
+		parts, err := dialer.LookupPartitions(ctx, "tcp", addr, name)
 		if err == nil || errors.Is(err, kafka.UnknownTopicOrPartition) {
 			return len(parts), nil
 		}
@@ -70,42 +98,50 @@ func (c *Consumer) partitions(ctx context.Context) (int, error) {
 	return 0, errors.Join(failed...)
 }
 
-// A saidOnce lets one line of each sort through in a while, and counts the others.
-type saidOnce struct {
+// A QuietLog lets one line of each sort through in half a minute, and counts the others: an outage of Kafka brings many a second.
+type QuietLog struct {
+	log  *slog.Logger
 	mu   sync.Mutex
 	last map[string]time.Time
 	held map[string]int
 }
 
-// allow says whether a line of the sort is due, and how many were held back since the last.
-func (s *saidOnce) allow(sort string, now time.Time) (bool, int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if last, ok := s.last[sort]; ok && now.Sub(last) < sayEvery {
-		s.held[sort]++
-		return false, 0
-	}
-	held := s.held[sort]
-	s.last[sort] = now
-	delete(s.held, sort)
-	return true, held
+// NewQuietLog returns a QuietLog that writes to log.
+func NewQuietLog(log *slog.Logger) *QuietLog {
+	return &QuietLog{log: log, last: map[string]time.Time{}, held: map[string]int{}}
 }
 
-// say logs unless a line of the same sort was logged within half a minute.
-func (c *Consumer) say(level slog.Level, sort, msg string, args ...any) {
-	ok, held := c.said.allow(sort, time.Now())
+// Say logs unless a line of the same sort was logged within half a minute.
+func (q *QuietLog) Say(level slog.Level, sort, msg string, args ...any) {
+	ok, held := q.allow(sort, time.Now())
 	if !ok {
 		return
 	}
 	if held > 0 {
 		args = append(args, "held_back", held)
 	}
-	c.cfg.Logger.Log(context.Background(), level, msg, args...)
+	q.log.Log(context.Background(), level, msg, args...)
 }
 
-// readerLog is kafka-go's complaints, of which an outage brings many a second.
-func (c *Consumer) readerLog(format string, a ...any) {
-	c.say(slog.LevelWarn, format, "alerts consumer: "+fmt.Sprintf(format, a...))
+// Complaints takes what kafka-go's reader has to say of a consumer's work.
+func (q *QuietLog) Complaints(reader string) kafka.Logger {
+	return kafka.LoggerFunc(func(format string, a ...any) {
+		q.Say(slog.LevelWarn, format, reader+": "+fmt.Sprintf(format, a...))
+	})
+}
+
+// allow says whether a line of the sort is due, and how many were held back since the last.
+func (q *QuietLog) allow(sort string, now time.Time) (bool, int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if last, ok := q.last[sort]; ok && now.Sub(last) < sayEvery {
+		q.held[sort]++
+		return false, 0
+	}
+	held := q.held[sort]
+	q.last[sort] = now
+	delete(q.held, sort)
+	return true, held
 }
 
 // watchEnds looks whether a partition ends before the place where its reader is: kafka-go would wait, without an error, until as much has been written again.
@@ -135,7 +171,7 @@ func (c *Consumer) rewind(ctx context.Context, r *kafka.Reader) {
 		err = r.CommitMessages(ctx, back...)
 	}
 	if err != nil {
-		c.say(slog.LevelWarn, "rewind", "the alerts consumer cannot go back to the beginning of its topic", "topic", c.cfg.Topic, "error", err)
+		c.said.Say(slog.LevelWarn, "rewind", "the alerts consumer cannot go back to the beginning of its topic", "topic", c.cfg.Topic, "error", err)
 		return
 	}
 	c.cfg.Logger.Error("the topic of the alerts ends before the place where its consumer was, as if it had been deleted and made anew: it is read from its beginning; "+
@@ -150,7 +186,7 @@ func (c *Consumer) pastTheEnd(ctx context.Context) ([]kafka.Message, error) {
 		transport.Dial, transport.TLS, transport.SASL = d.DialFunc, d.TLS, d.SASLMechanism
 	}
 	client := &kafka.Client{Addr: kafka.TCP(c.cfg.Brokers...), Transport: transport}
-	n, err := c.partitions(ctx)
+	n, err := c.topics.partitions(ctx, c.cfg.Topic)
 	if err != nil {
 		return nil, err
 	}

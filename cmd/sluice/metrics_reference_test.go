@@ -113,7 +113,7 @@ func labelValues(t *testing.T) map[string]string {
 		"sluice_scope_judge_duration_seconds result":  "`answered`, `failed`",
 		"sluice_scope_judge_errors_total reason":      listed([]string{"answer", "key", "overloaded", "refused", "server", "timeout", "unreachable"}),
 		"sluice_scope_messages_total outcome":         listed([]string{"account_unknown", "no_account", "no_prompt", "no_scope", "not_a_service", "read", "too_old", "unreadable"}),
-		"sluice_scope_failures_total step":            "what failed: `commit`, `count`, or the step that is repeated",
+		"sluice_scope_failures_total step":            "what failed: `commit`, `count`, `topic` (one is missing, or no broker can be asked), or the step that is repeated",
 		"sluice_scope_tokens_total direction":         "`in`, `out`",
 		"sluice_scope_verdicts_total verdict":         listed([]string{"in", "out", "unsure", "abstained"}),
 		"sluice_scope_verdicts_total why":             "why there is no verdict, or an unsure one; empty else",

@@ -2,7 +2,6 @@ package scope
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -61,6 +60,8 @@ type Consumer struct {
 	cfg      ConsumerConfig
 	accounts *otter.Cache[accountKey, *auth.Principal] // nil principals are accounts that are not there
 	metrics  consumerMetrics
+	said     *signals.QuietLog
+	topics   signals.Topics
 
 	waiting atomic.Bool // said in the log
 
@@ -107,7 +108,7 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	c := &Consumer{cfg: cfg, counts: map[countKey]Count{}, first: map[accountKey]int{}, lag: map[partition]int64{},
+	c := &Consumer{cfg: cfg, said: signals.NewQuietLog(cfg.Logger), counts: map[countKey]Count{}, first: map[accountKey]int{}, lag: map[partition]int64{},
 		accounts: otter.Must(&otter.Options[accountKey, *auth.Principal]{MaximumSize: 10_000, ExpiryCalculator: otter.ExpiryWriting[accountKey, *auth.Principal](accountTTL)}),
 		metrics: consumerMetrics{
 			messages: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_scope_messages_total", Help: "Messages of the telemetry topics that the scope consumer settled, by what they were to it."}, []string{"outcome"}),
@@ -123,6 +124,8 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 		m := &c.metrics
 		cfg.Registerer.MustRegister(m.messages, m.prompts, m.sampled, m.raised, m.failures, m.paused, m.lag)
 	}
+	c.topics = signals.Topics{Brokers: cfg.Brokers, Dialer: cfg.Dialer, Names: []string{cfg.LogsTopic, cfg.SpansTopic}, Reader: "scope consumer",
+		Failures: c.metrics.failures.WithLabelValues("topic"), Log: c.said}
 	return c
 }
 
@@ -134,13 +137,30 @@ const (
 	lastCommit  = 2 * time.Second
 )
 
-// Run consumes until ctx ends, and then leaves the group. It returns ctx's error.
+// Run consumes until ctx ends, and then leaves the group. It returns ctx's error. A topic that is missing is waited for.
 func (c *Consumer) Run(ctx context.Context) error {
 	leave := c.present(ctx)
 	if leave == nil {
 		return ctx.Err()
 	}
 	defer leave()
+	for {
+		partitions, ok := c.topics.Await(ctx)
+		if !ok {
+			return ctx.Err()
+		}
+		session, end := context.WithCancel(ctx)
+		var watch sync.WaitGroup
+		watch.Go(func() { c.topics.Watch(session, partitions, end) })
+		c.consume(session)
+		end()
+		watch.Wait()
+	}
+}
+
+// consume is a member of the group until ctx ends.
+func (c *Consumer) consume(ctx context.Context) {
+	clear(c.lag) // partitions may be gone, or somebody else's
 	start := kafka.LastOffset
 	if c.cfg.FromStart {
 		start = kafka.FirstOffset
@@ -149,10 +169,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		Brokers: c.cfg.Brokers, Dialer: c.cfg.Dialer, GroupTopics: []string{c.cfg.LogsTopic, c.cfg.SpansTopic}, GroupID: c.cfg.Group, StartOffset: start,
 		MinBytes: 1, MaxBytes: 16 << 20, MaxWait: time.Second, QueueCapacity: batchSize, JoinGroupBackoff: 200 * time.Millisecond,
 		SessionTimeout: c.cfg.SessionTimeout, HeartbeatInterval: c.cfg.SessionTimeout / 3, RebalanceTimeout: c.cfg.SessionTimeout,
-		WatchPartitionChanges: true, PartitionWatchInterval: 5 * time.Second, ReadBackoffMin: 50 * time.Millisecond, ReadBackoffMax: time.Second,
-		ErrorLogger: kafka.LoggerFunc(func(format string, a ...any) {
-			c.cfg.Logger.WarnContext(ctx, "scope consumer: "+fmt.Sprintf(format, a...))
-		}),
+		ReadBackoffMin: 50 * time.Millisecond, ReadBackoffMax: time.Second, ErrorLogger: c.said.Complaints("scope consumer"),
 	})
 	defer func() {
 		if err := r.Close(); err != nil {
@@ -163,16 +180,16 @@ func (c *Consumer) Run(ctx context.Context) error {
 		batch, err := c.fetch(ctx, r)
 		if len(batch) == 0 {
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return
 			}
-			c.cfg.Logger.Warn("scope consumer cannot read", "error", err)
+			c.said.Say(slog.LevelWarn, "read", "scope consumer cannot read", "error", err)
 			if !pause(ctx, retryMin) {
-				return ctx.Err()
+				return
 			}
 			continue
 		}
 		if !c.settle(ctx, batch) {
-			return ctx.Err()
+			return
 		}
 		c.commit(ctx, r, batch)
 	}

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/protobuf/proto"
@@ -107,6 +109,56 @@ func (s *scene) counted(want map[string]int64) {
 }
 
 var all = Shares{Default: 1}
+
+// Topics that are missing cost one line in half a minute, and are read once they are there.
+func TestWaitsForItsTopics(t *testing.T) {
+	each(t, func(t *testing.T, store *Store, now *clock) {
+		c, err := kfake.NewCluster(kfake.NumBrokers(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		s := newScene(t, store, now, ConsumerConfig{Brokers: c.ListenAddrs(), Shares: all, FromStart: true})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		looks := s.metrics.failures.WithLabelValues("topic")
+		until(t, "it has looked for its topics several times", func() bool { return testutil.ToFloat64(looks) >= 3 })
+		client := &kafka.Client{Addr: kafka.TCP(c.ListenAddrs()...)}
+		for _, name := range []string{"logs", "spans"} {
+			made, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{Topic: name, NumPartitions: 1, ReplicationFactor: 1}}})
+			if err != nil || made.Errors[name] != nil {
+				t.Fatal(err, made)
+			}
+		}
+		w := &kafka.Writer{Addr: kafka.TCP(c.ListenAddrs()...), RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond}
+		defer w.Close()
+		prompt := s.prompt("a poem")
+		until(t, "a prompt is written", func() bool { return w.WriteMessages(t.Context(), prompt) == nil })
+		until(t, "it is judged", func() bool { return testutil.ToFloat64(s.metrics.raised) == 1 })
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+		said := s.log.String()
+		if n := strings.Count(said, "which does not exist"); n < 1 || n > 2 || !strings.Contains(said, "sluice migrate") || strings.Count(said, "\n") > 10 {
+			t.Errorf("%d lines, %d of them of topics that are missing\n%s", strings.Count(said, "\n"), n, said)
+		}
+	})
+}
+
+// until waits for what must come, for half a minute at most.
+func until(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	end := time.After(30 * time.Second)
+	for !f() {
+		select {
+		case <-end:
+			t.Fatal("not so: " + what)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
 
 // A share of the prompts is judged, and the first ten of a day whatever the share; none of an account whose share is 0.
 func TestSample(t *testing.T) {
