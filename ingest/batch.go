@@ -2,7 +2,6 @@ package ingest
 
 import (
 	"bytes"
-	"errors"
 	"slices"
 	"strconv"
 
@@ -88,6 +87,7 @@ type carried struct {
 	kind    string
 	payload otlp.Kind // 0: a signal's event
 	records int
+	first   int // place of its first record in the payload that was made of the request
 	index   int // of a signal in its request
 }
 
@@ -139,7 +139,10 @@ func (b *batch) warn(what, detail string) {
 }
 
 // refuse takes down a message that Kafka itself will never take.
-func (b *batch) refuse(c carried, reason signals.Reason, detail string) {
+func (b *batch) refuse(m *Message, c carried, reason signals.Reason, detail string) {
+	if c.payload != 0 {
+		detail += ": " + otlp.FirstRecord(m.Value, c.payload, b.rewriter.Place(c.first)).String()
+	}
 	b.reject(c.kind, c.kind, signals.Invalid, reason, detail, c.records)
 	if c.kind == kindSignals {
 		b.refused = append(b.refused, invalidItem{c.index, reason, detail})
@@ -186,13 +189,14 @@ func (b *batch) message() string {
 func (b *batch) split(m Message, c carried, max int, charged *charge) error {
 	parts := partsOf{b: b, m: m, c: c, charged: charged}
 	over, err := otlp.SplitTo(m.Value, c.payload, max, parts.add)
-	if errors.Is(err, errBudget) {
+	if ofBudget(err) {
 		return err
 	}
 	if err != nil {
 		panic("BUG: a payload that was rewritten does not split: " + err.Error())
 	}
 	if over.Records > 0 {
+		over.First.Place = b.rewriter.Place(over.First.Place)
 		b.reject(c.kind, c.kind, signals.Invalid, signals.TooLarge, over.String(), over.Records)
 	}
 	return nil
@@ -216,7 +220,7 @@ type partsOf struct {
 	charged *charge // nil: what they were cut from is counted elsewhere
 }
 
-func (n *partsOf) add(piece []byte, records int) error {
+func (n *partsOf) add(piece []byte, first, records int) error {
 	m := Message{Topic: n.m.Topic, Key: slices.Clone(n.m.Key), Value: piece, Headers: make([]Header, len(n.m.Headers))}
 	for i, h := range n.m.Headers { // of their own: they may outlive the lease of the whole
 		m.Headers[i] = Header{h.Key, slices.Clone(h.Value)}
@@ -228,7 +232,7 @@ func (n *partsOf) add(piece []byte, records int) error {
 			return err
 		}
 	}
-	n.b.add(m, carried{kind: n.c.kind, payload: n.c.payload, records: records})
+	n.b.add(m, carried{kind: n.c.kind, payload: n.c.payload, records: records, first: n.c.first + first})
 	n.part++
 	return nil
 }

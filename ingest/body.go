@@ -171,7 +171,7 @@ func (p *bodies) read(c *charge, r io.Reader, length int) (*buffer, error) {
 	}
 	if err := p.fill(c, b, r, p.wire); err != nil {
 		p.put(c, b)
-		if errors.Is(err, errTooLarge) || errors.Is(err, errBudget) {
+		if errors.Is(err, errTooLarge) || ofBudget(err) {
 			return nil, err
 		}
 		return nil, &brokenBody{err}

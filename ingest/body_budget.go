@@ -11,6 +11,12 @@ import (
 // errBudget says that the bytes of other bodies have to go first.
 var errBudget = errors.New("too many bytes of request bodies are in memory")
 
+// ofBudget says whether err is from charge.take.
+func ofBudget(err error) bool {
+	var never *tooMuch
+	return errors.Is(err, errBudget) || errors.As(err, &never)
+}
+
 const (
 	smallBody = 64 << 10 // up to here a body counts, but its key has no share to keep to
 	largeBody = 1 << 20  // from here on a body leaves the last quarter of the budget to others
@@ -68,7 +74,7 @@ type charge struct {
 	shared    *share // nil while the request is small
 }
 
-// take charges n bytes more, or nothing and errBudget.
+// take charges n bytes more, or nothing and errBudget, or tooMuch where that would be so on an idle edge too.
 func (c *charge) take(n int) error {
 	b, total := c.budget, c.bytes+int64(n)
 	ceiling := b.limit
@@ -77,6 +83,9 @@ func (c *charge) take(n int) error {
 		ceiling = b.limit / 4 * 3
 	case size > modest:
 		ceiling = b.limit / 8 * 7
+	}
+	if total > ceiling {
+		return &tooMuch{"what is made of it takes", total, ceiling, "of --max-body-bytes"}
 	}
 	if !b.add(int64(n), ceiling) {
 		b.refusals.Inc()

@@ -648,37 +648,6 @@ func TestTruthAway(t *testing.T) {
 	e.balanced()
 }
 
-// What is over the broker's limit is split; a record that is over it alone is named.
-func TestOversize(t *testing.T) {
-	e := startEdge(t, func(ec *EdgeConfig, _ *ServerConfig, _ *ProducerConfig) { ec.MaxMessageBytes = 8 << 10 })
-	key := e.add(service(auth.Production))
-	var records []*logs.LogRecord
-	for i := range 30 {
-		records = append(records, logRecord(fmt.Sprint("r", i), str("text", strings.Repeat("x", 1000))))
-	}
-	records = append(records, logRecord("huge", str("text", strings.Repeat("x", 9000))))
-	a := e.send("POST", "/v1/logs", marshal(t, logsRequest(records...)), "Content-Type", "application/x-protobuf", "x-flowstate-key", key)
-	var res collogs.ExportLogsServiceResponse
-	if err := proto.Unmarshal(a.body, &res); err != nil || a.code != 200 || res.PartialSuccess.GetRejectedLogRecords() != 1 || !strings.Contains(res.PartialSuccess.ErrorMessage, "too large") {
-		t.Fatalf("%s %v", a, err)
-	}
-	n := 0
-	ids := map[string]bool{}
-	for _, r := range read(t, e.brokers, e.topics.Logs, 4) {
-		var req collogs.ExportLogsServiceRequest
-		if err := proto.Unmarshal(r.Value, &req); err != nil {
-			t.Fatal(err)
-		}
-		checkBadge(t, badgeOf(t, req.ResourceLogs[0].Resource), key)
-		n += len(req.ResourceLogs[0].ScopeLogs[0].LogRecords)
-		ids[headersOf(r)["flowstate-msg-id"]] = true
-	}
-	if n != 30 || len(ids) < 4 {
-		t.Errorf("%d records under %d ids", n, len(ids))
-	}
-	e.balanced()
-}
-
 // Stamps come from requests that had something accepted or filtered, and from nothing else.
 func TestWhatStamps(t *testing.T) {
 	e := startEdge(t)

@@ -77,15 +77,12 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	}
 	e.bodies.put(c, body)
 	request := trace.SpanFromContext(ctx)
-	crowded := func(err error) *refused {
-		e.noneTaken(id, request, signals.Overloaded, rt.kind, result.Records, result.Signals)
-		fail := e.bodyRefusal(err)
-		return &fail
-	}
+	crowded := func(err error) *refused { return e.crowded(id, request, err, rt.kind, result.Records, result.Signals) }
 	if f.fault != nil {
 		return crowded(f.fault)
 	}
 	if result.Signals > maxSignals {
+		e.noneTaken(id, request, signals.Invalid, signals.TooLarge, rt.kind, result.Records, result.Signals)
 		return &refused{code: 413, reason: bodyTooLarge, detail: fmt.Sprintf("The request holds %d signals; %d is the most. Send smaller batches.", result.Signals, maxSignals)}
 	}
 	if result.Stripped > 0 {
@@ -115,7 +112,7 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	for i := range f.raised {
 		v := e.cfg.Decider.Decide(ctx, p, &f.raised[i], received)
 		if v.Outcome == signals.Unavailable {
-			e.noneTaken(id, request, v.Reason, rt.kind, result.Records, result.Signals)
+			e.noneTaken(id, request, v.Outcome, v.Reason, rt.kind, result.Records, result.Signals)
 			return subjectUnknown(f.raised[i].Index)
 		}
 		ok, err := e.addVerdict(b, &v, f.raised[i].Index, c)
@@ -129,11 +126,27 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	return nil
 }
 
+// neverFitting refuses a request for what it needs at once.
+func neverFitting(err *tooMuch) *refused {
+	return &refused{code: 413, reason: bodyTooLarge, detail: "The request is too large for this edge: " + err.Error() + ". Send smaller batches."}
+}
+
+// crowded refuses a request that was decoded because of the memory that it needs, and settles its records: a kind's, and the signals.
+func (e *Edge) crowded(id auth.Identity, request trace.Span, err error, kind string, records, found int) *refused {
+	fail := e.bodyRefusal(err)
+	outcome, reason := signals.Unavailable, signals.Overloaded
+	if fail.reason == bodyTooLarge {
+		outcome, reason = signals.Invalid, signals.TooLarge
+	}
+	e.noneTaken(id, request, outcome, reason, kind, records, found)
+	return &fail
+}
+
 // noneTaken settles the records of a kind and the signals of a request that is refused although it was decoded.
-func (e *Edge) noneTaken(id auth.Identity, request trace.Span, reason signals.Reason, kind string, records, found int) {
+func (e *Edge) noneTaken(id auth.Identity, request trace.Span, outcome signals.Outcome, reason signals.Reason, kind string, records, found int) {
 	var t tally
-	t.add(kind, signals.Unavailable, reason, records)
-	t.add(kindSignals, signals.Unavailable, reason, found)
+	t.add(kind, outcome, reason, records)
+	t.add(kindSignals, outcome, reason, found)
 	e.settle(id, &t)
 	traceRecords(request, &t)
 }
@@ -216,8 +229,10 @@ func heldBy(m *Message) int {
 func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *request) *refused {
 	fail := e.produce(ctx, b, id.KeyPrefix, r)
 	if fail != nil {
-		reason := signals.KafkaAway
+		outcome, reason := signals.Unavailable, signals.KafkaAway
 		switch fail.reason {
+		case bodyTooLarge:
+			outcome, reason = signals.Invalid, signals.TooLarge
 		case overloaded:
 			reason = signals.Overloaded
 		case stopping:
@@ -226,9 +241,9 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 			reason = signals.SpoolFull
 		}
 		for _, d := range b.ended {
-			b.tally.add(d.kind, signals.Unavailable, reason, d.records)
+			b.tally.add(d.kind, outcome, reason, d.records)
 		}
-		b.tally.unavailable(reason) // also what was filtered or invalid: the sender hears of nothing but "later"
+		b.tally.refuse(outcome, reason) // also what was filtered or invalid: the sender hears of nothing but "later", or "never"
 		e.settle(id, &b.tally)
 		traceRecords(r.span, &b.tally)
 		return fail
@@ -285,9 +300,9 @@ func (e *Edge) produce(ctx context.Context, b *batch, key string, r *request) *r
 			case c.payload != 0 && c.records > 1:
 				b.halve(m, c)
 			case b.fates[i] == neverTaken:
-				b.refuse(c, signals.Refused, invalidToKafka)
+				b.refuse(&m, c, signals.Refused, invalidToKafka)
 			default:
-				b.refuse(c, signals.TooLarge, tooLargeForKafka)
+				b.refuse(&m, c, signals.TooLarge, tooLargeForKafka)
 			}
 		}
 		if err != nil {
@@ -309,6 +324,10 @@ const (
 )
 
 func unavailable(err error) *refused {
+	var never *tooMuch
+	if errors.As(err, &never) {
+		return neverFitting(never)
+	}
 	f := &refused{code: 503, reason: kafkaAway, retryAfter: later(), detail: "The records could not be made durable in time. Try again later."}
 	switch {
 	case errors.Is(err, spool.ErrFull):
@@ -410,7 +429,10 @@ func (e *Edge) bodyRefusal(err error) refused {
 	var junk *malformedJSON
 	var stray *otlp.MalformedError
 	var broken *brokenBody
+	var never *tooMuch
 	switch {
+	case errors.As(err, &never):
+		return *neverFitting(never)
 	case errors.Is(err, errTooLarge):
 		return refused{code: 413, reason: bodyTooLarge, detail: "The body is too large: the limits are " + strconv.Itoa(e.cfg.MaxRequestBytes) +
 			" bytes as sent and " + strconv.Itoa(e.cfg.MaxDecodedBytes) + " after decompression. Send smaller batches."}

@@ -36,7 +36,7 @@ func TestBrokersOwnLimit(t *testing.T) {
 	}
 	a := e.send("POST", "/v1/logs", marshal(t, logsRequest(records...)), "Content-Type", "application/x-protobuf", "x-flowstate-key", key)
 	var res collogs.ExportLogsServiceResponse
-	if err := proto.Unmarshal(a.body, &res); err != nil || a.code != 200 || res.PartialSuccess.GetRejectedLogRecords() != 1 || !strings.Contains(res.PartialSuccess.ErrorMessage, tooLargeForKafka) {
+	if err := proto.Unmarshal(a.body, &res); err != nil || a.code != 200 || res.PartialSuccess.GetRejectedLogRecords() != 1 || !strings.Contains(res.PartialSuccess.ErrorMessage, tooLargeForKafka+`: log record 4 "r4"`) {
 		t.Fatalf("%s %v", a, err)
 	}
 	n, ids := 0, map[string]bool{}

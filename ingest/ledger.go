@@ -45,12 +45,12 @@ func (t *tally) add(kind string, o signals.Outcome, r signals.Reason, n int) {
 	t.counts = append(t.counts, count{kind, o, r, n})
 }
 
-// unavailable turns every outcome into this one: the sender is told that nothing of the request was taken.
-func (t *tally) unavailable(r signals.Reason) {
+// refuse turns every outcome into this one: the sender is told that nothing of the request was taken.
+func (t *tally) refuse(o signals.Outcome, r signals.Reason) {
 	old := t.counts
 	t.counts = nil
 	for _, c := range old {
-		t.add(c.kind, signals.Unavailable, r, c.n)
+		t.add(c.kind, o, r, c.n)
 	}
 }
 

@@ -64,7 +64,7 @@ const (
 	KindNotEnoughReplicas ErrorKind = "not_enough_replicas" // fewer in-sync replicas than min.insync.replicas
 	KindUnknownTopic      ErrorKind = "unknown_topic"       // the topic does not exist: run sluice migrate
 	KindAuthorization     ErrorKind = "authorization"       // Kafka refuses our credentials, or us on this topic
-	KindTooLarge          ErrorKind = "too_large"           // the message alone is over the limit
+	KindTooLarge          ErrorKind = "too_large"           // the message alone, or all of one request, is over the limit
 	KindRejected          ErrorKind = "rejected"            // the broker will not have this very message
 	KindOverloaded        ErrorKind = "overloaded"          // MaxInFlightBytes
 	KindClosed            ErrorKind = "closed"              // the producer is closing

@@ -64,16 +64,15 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 	for i := range raised {
 		v := e.cfg.Decider.Decide(deciding, id.Principal, &raised[i], r.received)
 		if v.Outcome == signals.Unavailable {
-			e.noneTaken(id, r.span, v.Reason, kindSignals, len(raised), 0)
+			e.noneTaken(id, r.span, v.Outcome, v.Reason, kindSignals, len(raised), 0)
 			e.done(b)
 			return e.refuse(r, rt, *subjectUnknown(i))
 		}
 		ok, err := e.addVerdict(b, &v, i, c)
 		switch {
 		case err != nil:
-			e.noneTaken(id, r.span, signals.Overloaded, kindSignals, len(raised), 0)
 			e.done(b)
-			return e.refuse(r, rt, e.bodyRefusal(err))
+			return e.refuse(r, rt, *e.crowded(id, r.span, err, kindSignals, len(raised), 0))
 		case ok:
 			answer.Accepted++
 		case v.Outcome == signals.Filtered:

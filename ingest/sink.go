@@ -128,6 +128,17 @@ func (s *Sink) deliver(ctx context.Context, deadline time.Time, key string, mess
 	return err
 }
 
+// A tooMuch is why a request can never be taken, however empty the edge is: what it needs at once is over a limit.
+type tooMuch struct {
+	what        string
+	need, limit int64
+	flag        string // the limit's
+}
+
+func (e *tooMuch) Error() string {
+	return fmt.Sprintf("%s %d bytes, and %d (%s) is the most at once", e.what, e.need, e.limit, e.flag)
+}
+
 // A keyUse is what is under way for one key: the bytes of its calls of deliver, and of attempts whose call has left without their end.
 type keyUse struct{ bytes atomic.Int64 }
 
@@ -140,8 +151,12 @@ func (u *keyUse) add(n int64) {
 
 const leastSweep = 1024
 
-// begin counts bytes against the key and against all, which bounds what waits for the leaders or the disk too.
+// begin counts bytes against the key and against all, which bounds what waits for the leaders or the disk too. What comes alone is not held to the key's share.
 func (s *Sink) begin(key string, messages int, bytes int64) (*keyUse, error) {
+	if limit := s.producer.cfg.MaxInFlightBytes; bytes > limit {
+		s.producer.metrics.failed(KindTooLarge, messages)
+		return nil, &tooMuch{"its messages take", bytes, limit, "--max-inflight-bytes"}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n := s.waiting.Load(); n > 0 && n+bytes > s.producer.cfg.MaxInFlightBytes {

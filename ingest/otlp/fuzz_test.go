@@ -72,7 +72,7 @@ func checkSplit(t *testing.T, kind Kind, payload []byte) {
 		t.Fatal("the payload cannot be walked")
 	}
 	limit, got := len(payload)/2, 0
-	over, err := SplitTo(payload, kind, limit, func(part []byte, records int) error {
+	over, err := SplitTo(payload, kind, limit, func(part []byte, _, records int) error {
 		if len(part) > limit {
 			t.Errorf("a part of %d bytes, at most %d", len(part), limit)
 		}

@@ -73,6 +73,7 @@ const lengths = 24
 func (r *Rewriter) Copy(dst, badge []byte, v Visitor) ([]byte, Result) {
 	w := &r.w
 	body := w.body
+	r.c.taken = nil
 	dst = slices.Grow(dst, r.Size(len(badge)))
 	if !w.forged && !w.signals && !w.legacy {
 		res := Result{Records: w.records}
@@ -84,6 +85,7 @@ func (r *Rewriter) Copy(dst, badge []byte, v Visitor) ([]byte, Result) {
 	}
 	c := &r.c
 	c.kind, c.badge, c.drop, c.visit, c.forged, c.marked, c.record, c.result = w.kind, badge, v.Drop, v.Visit, w.forged, w.marked, 0, Result{}
+	c.taken = w.marked[:0] // what stands there is passed before it is written over
 	start := len(dst)
 	dst = c.request(dst, body)
 	c.result.Records = w.records - c.result.Signals
@@ -95,6 +97,18 @@ func (r *Rewriter) Copy(dst, badge []byte, v Visitor) ([]byte, Result) {
 	return dst, res
 }
 
+// Place is which record of the body, from 0, the i-th of what Copy made of it was: the signals before it are not there any more. It is right until the next Check,
+// for bodies of up to 16,384 signals.
+func (r *Rewriter) Place(i int) int {
+	for _, signal := range r.c.taken {
+		if int(signal) > i {
+			break
+		}
+		i++
+	}
+	return i
+}
+
 // kept bounds the scratch that a Rewriter keeps of each kind, in bytes.
 const kept = 64 << 10
 
@@ -104,7 +118,10 @@ func (r *Rewriter) let() {
 	c := &r.c
 	c.badge, c.drop, c.visit, c.marked = nil, nil, nil, nil
 	if cap(r.w.marked) > kept/4 {
-		r.w.marked = nil
+		r.w.marked, c.taken = nil, slices.Clone(c.taken)
+	}
+	if len(c.taken) > kept/4 {
+		c.taken = nil // as many signals are refused
 	}
 	if cap(c.keys) > kept {
 		c.keys = nil
@@ -160,6 +177,7 @@ type cutter struct {
 	forged bool    // something under the namespace has to go
 	marked []int32 // places of the records that may be signals, as the walk counted and in its order; what it has passed is cut off
 	record int32   // place of the next record
+	taken  []int32 // places of those that were signals
 
 	// Of the signal under way.
 	signal       SignalRecord
@@ -261,6 +279,7 @@ func (c *cutter) scope(dst []byte, m *message, b []byte) ([]byte, bool) {
 		switch {
 		case f.num == 2 && c.mayBeSignal() && isSignal(f.val):
 			taken++
+			c.taken = append(c.taken, c.record-1)
 			dst = append(dst, b[from:f.i-len(f.raw)]...)
 			from = f.i
 			c.take(f.val)
