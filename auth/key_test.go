@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -159,6 +160,15 @@ func TestParsePrefixAndPermission(t *testing.T) {
 	}
 }
 
+// allocated runs f and returns the bytes that it allocated.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
 func FuzzParseKey(f *testing.F) {
 	raw, _ := MintKey(KindServiceAccount)
 	admin, _ := MintAdminToken()
@@ -168,7 +178,11 @@ func FuzzParseKey(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		was := bytes.Clone(b)
-		k, err := ParseKey(b)
+		var k Key
+		var err error
+		if n := allocated(func() { k, err = ParseKey(b) }); n > 16<<10 { // however long it is
+			t.Fatalf("%d bytes allocated for %d", n, len(b))
+		}
 		if !bytes.Equal(was, b) {
 			t.Fatal("changed its argument")
 		}
@@ -196,7 +210,11 @@ func FuzzFromHeaders(f *testing.F) {
 	f.Add([]byte(" "), []byte("basic "))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		wasA, wasB := bytes.Clone(a), bytes.Clone(b)
-		got, err := FromHeaders(a, b)
+		var got Credentials
+		var err error
+		if n := allocated(func() { got, err = FromHeaders(a, b) }); n > uint64(4*(len(a)+len(b))+16<<10) {
+			t.Fatalf("%d bytes allocated for %d", n, len(a)+len(b))
+		}
 		if !bytes.Equal(wasA, a) || !bytes.Equal(wasB, b) {
 			t.Fatal("changed its arguments")
 		}
@@ -227,7 +245,11 @@ func FuzzPrefixOf(f *testing.F) {
 	f.Add("a " + raw + " b")
 	f.Add("fsk_0123456789AB_")
 	f.Fuzz(func(t *testing.T, s string) {
-		prefix, ok := PrefixOf(s)
+		var prefix string
+		var ok bool
+		if n := allocated(func() { prefix, ok = PrefixOf(s) }); n > 16<<10 { // however long it is
+			t.Fatalf("%d bytes allocated for %d", n, len(s))
+		}
 		if !ok {
 			return
 		}

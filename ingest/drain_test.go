@@ -104,19 +104,7 @@ func refusePoison(c *kfake.Cluster) {
 		if !bad {
 			return nil, nil, false
 		}
-		res := r.ResponseKind().(*kmsg.ProduceResponse)
-		res.Version = r.GetVersion()
-		for _, rt := range req.Topics {
-			out := kmsg.NewProduceResponseTopic()
-			out.Topic, out.TopicID = rt.Topic, rt.TopicID
-			for _, p := range rt.Partitions {
-				rp := kmsg.NewProduceResponseTopicPartition()
-				rp.Partition, rp.ErrorCode = p.Partition, kerr.InvalidRecord.Code
-				out.Partitions = append(out.Partitions, rp)
-			}
-			res.Topics = append(res.Topics, out)
-		}
-		return res, nil, true
+		return answerProduce(req, kerr.InvalidRecord.Code), nil, true
 	})
 }
 

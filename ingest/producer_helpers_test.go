@@ -31,6 +31,23 @@ func newFake(t testing.TB, opts ...kfake.Opt) *kfake.Cluster {
 	return c
 }
 
+// answerProduce says the same of all that a request brings; 0: it is acknowledged.
+func answerProduce(req *kmsg.ProduceRequest, code int16) kmsg.Response {
+	res := req.ResponseKind().(*kmsg.ProduceResponse)
+	res.Version = req.GetVersion()
+	for i := range req.Topics {
+		rt := kmsg.NewProduceResponseTopic()
+		rt.Topic, rt.TopicID = req.Topics[i].Topic, req.Topics[i].TopicID
+		for _, p := range req.Topics[i].Partitions {
+			rp := kmsg.NewProduceResponseTopicPartition()
+			rp.Partition, rp.ErrorCode = p.Partition, code
+			rt.Partitions = append(rt.Partitions, rp)
+		}
+		res.Topics = append(res.Topics, rt)
+	}
+	return res
+}
+
 // startProducer starts a producer of cfg, made complete for tests, and closes it at the end.
 func startProducer(t testing.TB, cfg ProducerConfig) *Producer {
 	t.Helper()

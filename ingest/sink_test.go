@@ -194,19 +194,7 @@ func TestSinkSickPartition(t *testing.T) {
 		}
 		n, _ := tries.LoadOrStore(time.Now().Unix(), new(int))
 		*n.(*int)++
-		res := r.ResponseKind().(*kmsg.ProduceResponse)
-		res.Version = r.GetVersion()
-		for i := range req.Topics {
-			rt := kmsg.NewProduceResponseTopic()
-			rt.Topic, rt.TopicID = req.Topics[i].Topic, req.Topics[i].TopicID
-			for _, p := range req.Topics[i].Partitions {
-				rp := kmsg.NewProduceResponseTopicPartition()
-				rp.Partition, rp.ErrorCode = p.Partition, kerr.NotEnoughReplicas.Code
-				rt.Partitions = append(rt.Partitions, rp)
-			}
-			res.Topics = append(res.Topics, rt)
-		}
-		return res, nil, true
+		return answerProduce(req, kerr.NotEnoughReplicas.Code), nil, true
 	})
 	reg := prometheus.NewRegistry()
 	log := openSpool(t, spool.Config{})

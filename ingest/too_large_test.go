@@ -52,7 +52,7 @@ func TestOversize(t *testing.T) {
 // such a limit: what comes alone may be larger.
 func TestNeverFits(t *testing.T) {
 	e := startEdge(t, func(ec *EdgeConfig, _ *ServerConfig, pc *ProducerConfig) {
-		ec.MaxRequestBytes, ec.MaxDecodedBytes, ec.MaxMessageBytes = 1<<20, 1<<20, 16<<10
+		ec.MaxRequestBytes, ec.MaxDecodedBytes, ec.MaxMessageBytes = 1<<20, 1<<20, 12<<10
 		pc.MaxMessageBytes, pc.MaxInFlightBytes = 16<<10, 64<<10 // a key has a quarter
 	})
 	key := e.add(service(auth.Production))
@@ -80,7 +80,9 @@ func TestNeverFits(t *testing.T) {
 	if code, later := rpcCode(err); code != codes.ResourceExhausted || later != 0 || !strings.Contains(err.Error(), "--max-inflight-bytes") {
 		t.Errorf("gRPC: %v", err)
 	}
-	items := func(n int) string { return "[" + strings.Repeat(`{"type":"forecast_breach"},`, n-1) + `{"type":"forecast_breach"}]` }
+	items := func(n int) string {
+		return "[" + strings.Repeat(`{"type":"forecast_breach"},`, n-1) + `{"type":"forecast_breach"}]`
+	}
 	a, _ := e.signals(key, items(200))
 	refused("signals", a, "--max-inflight-bytes")
 	// The events of so many are more than one request may hold in memory.

@@ -104,7 +104,13 @@ func FuzzFromLogRecord(f *testing.F) {
 	f.Add("a", []byte(nil), "\xff", []byte(` 5 `), "flowstate.org", []byte(`"x"`), uint64(0), uint64(0))
 	f.Fuzz(func(t *testing.T, k1 string, v1 []byte, k2 string, v2 []byte, k3 string, v3 []byte, at, observed uint64) {
 		as := []Attribute{{k1, v1}, {k2, v2}, {k3, v3}}
-		r := FromLogRecord(as, at, observed, []byte("raw"), 0, &Ordinals{}, Limits{DetailsBytes: 1000, DetailsDepth: 8})
+		var r Raised
+		size := len(k1) + len(v1) + len(k2) + len(v2) + len(k3) + len(v3)
+		if n := allocated(func() {
+			r = FromLogRecord(as, at, observed, []byte("raw"), 0, &Ordinals{}, Limits{DetailsBytes: 1000, DetailsDepth: 8})
+		}); n > uint64(64*size+64<<10) {
+			t.Fatalf("%d bytes allocated for %d", n, size)
+		}
 		before := fmt.Sprintf("%+v", r)
 		for _, a := range as {
 			for i := range a.Value {

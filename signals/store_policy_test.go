@@ -149,7 +149,11 @@ func FuzzDecodeEvent(f *testing.F) {
 	f.Add([]byte(`{"id":"sig_1","org":"a","type":"a","severity":"INFO"}`))
 	f.Add([]byte(" {} "))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		e, err := DecodeEvent(value)
+		var e *Event
+		var err error
+		if n := allocated(func() { e, err = DecodeEvent(value) }); n > uint64(64*len(value)+64<<10) {
+			t.Fatalf("%d bytes allocated for %d", n, len(value))
+		}
 		if (e == nil) != errors.Is(err, ErrNotAnEvent) {
 			t.Fatalf("%+v %v", e, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -136,6 +137,15 @@ func same(t *testing.T, d *Decoder, src []byte) {
 	}
 }
 
+// allocated runs f and returns the bytes that it allocated.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
 func FuzzGunzip(f *testing.F) {
 	for _, text := range texts() {
 		text = text[:min(len(text), 4000)]
@@ -146,6 +156,11 @@ func FuzzGunzip(f *testing.F) {
 	f.Add(gzipped(f, 6, []byte("one"), []byte("two")))
 	var d Decoder
 	f.Fuzz(func(t *testing.T, src []byte) {
+		const limit = 256 << 10
+		// Nothing but the room that is asked for, which doubles up to the limit.
+		if n := allocated(func() { _, _ = d.Gunzip(nil, src, room(limit)) }); n > 2*limit+64<<10 {
+			t.Fatalf("%d bytes allocated for %d", n, len(src))
+		}
 		same(t, &d, src)
 		// And with the checks at the end made right, so that what is between them decides.
 		if len(src) < 18 {

@@ -3,6 +3,7 @@ package otlp
 import (
 	"bytes"
 	"errors"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -31,6 +32,15 @@ func seeds(t testing.TB) map[Kind][]proto.Message {
 	}
 }
 
+// allocated runs f and returns the bytes that it allocated.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
 func FuzzRewrite(f *testing.F) {
 	for kind, msgs := range seeds(f) {
 		for _, m := range msgs {
@@ -46,7 +56,14 @@ func FuzzRewrite(f *testing.F) {
 	f.Add(byte(Logs), lenField(1, lenField(legacyScopes, lenField(2, lenField(12, []byte(signalEvent))))))
 	f.Fuzz(func(t *testing.T, k byte, body []byte) {
 		kind := kinds[int(k)%len(kinds)]
-		_, _, err := Rewrite(nil, kind, body, testBadge(), func(*SignalRecord) {})
+		badge := testBadge()
+		var r Rewriter
+		var err error
+		n := allocated(func() { _, _, err = r.Rewrite(nil, kind, body, badge, Visitor{Visit: func(*SignalRecord) {}}) })
+		// The copy, and of signals their attributes as JSON: a byte may become six, and an attribute of two bytes takes 40.
+		if limit := uint64(2*(len(body)+r.w.resources*(len(badge)+lengths)) + 64*len(body) + 64<<10); n > limit {
+			t.Fatalf("%d bytes allocated for %d", n, len(body))
+		}
 		if err == nil {
 			out := body
 			if !bytes.Contains(body, legacyTag) { // their order among today's scopes is ours to choose
@@ -99,7 +116,13 @@ func FuzzJSONToProto(f *testing.F) {
 	f.Fuzz(func(t *testing.T, k byte, src []byte) {
 		kind := kinds[int(k)%len(kinds)]
 		before := bytes.Clone(src)
-		pb, err := JSONToProto(nil, kind, src)
+		var pb []byte
+		var err error
+		n := allocated(func() { pb, err = JSONToProto(nil, kind, src) })
+		// Two bytes of a list can be a number of eight, and what is appended to grows by doubling.
+		if limit := uint64(16*len(src) + 64<<10); n > limit {
+			t.Fatalf("%d bytes allocated for %d", n, len(src))
+		}
 		if !bytes.Equal(src, before) {
 			t.Fatal("the source was written to")
 		}
