@@ -49,8 +49,8 @@ func newAccountForm(a accounts.Account) accountForm {
 			Help: "What alerts, policies and the audit call it, like nightly-digest-summariser. At most 80 characters."},
 		Environment: choice{ID: "f-environment", Value: a.Environment, Options: []choiceOption{
 			{auth.Production, "Signals keep the severity they were raised with."},
-			{auth.Staging, "Signals are WARN at most."},
-			{auth.Development, "Signals are INFO at most."},
+			{auth.Staging, "Signals are WARN at most, unless a policy rule sets more."},
+			{auth.Development, "Signals are INFO at most, unless a policy rule sets more."},
 		}},
 		Description: field{ID: "f-description", Name: "description", Label: "Description", Value: a.Description, Multiline: true,
 			Help: "What this workload does. Recommended: whoever handles a signal about it reads this first."},

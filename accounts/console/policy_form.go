@@ -217,6 +217,18 @@ func readRuleForms(form url.Values) []signals.Rule {
 	return rules
 }
 
+// namesUnused are the rules for the whole organisation that name somebody all the same: whoever typed that means one of the two, and the wider would hit everybody.
+func namesUnused(form url.Values, rules []signals.Rule) signals.PolicyErrors {
+	var wrong signals.PolicyErrors
+	for i, r := range rules {
+		if r.Scope.Org && strings.TrimSpace(form.Get("r"+strconv.Itoa(i)+"-names")) != "" {
+			wrong = append(wrong, signals.PolicyError{Rule: r.ID, Pointer: "/rules/" + strconv.Itoa(i) + "/scope",
+				Detail: "the rule is for the whole organisation, and names somebody: choose whom the names are of, or leave them out"})
+		}
+	}
+	return wrong
+}
+
 // point shows each error beside the field that it is about, and all of them in one list that leads there.
 func (p *policyEditor) point(wrong signals.PolicyErrors, form url.Values) {
 	for _, e := range wrong {
@@ -277,6 +289,7 @@ func (c *Console) createDraft(w http.ResponseWriter, r *http.Request, v *visit) 
 	}
 	p.Base = r.PostForm.Get("base")
 	var rules []signals.Rule
+	var unused signals.PolicyErrors
 	if asJSON {
 		var in signals.NewDraft
 		in, err = signals.ParseDraft([]byte(r.PostFormValue("rules")))
@@ -285,6 +298,9 @@ func (c *Console) createDraft(w http.ResponseWriter, r *http.Request, v *visit) 
 		}
 	} else {
 		rules = readRuleForms(r.PostForm)
+		if do == "" || do == "save" {
+			unused = namesUnused(r.PostForm, rules)
+		}
 		var text []byte
 		if text, err = json.Marshal(map[string]any{"rules": rules}); err == nil {
 			_, err = signals.ParseRules(text) // which says what no rule may hold
@@ -308,7 +324,8 @@ func (c *Console) createDraft(w http.ResponseWriter, r *http.Request, v *visit) 
 		_, err = c.compiler.Compile(0, rules)
 	}
 	var wrong signals.PolicyErrors
-	if errors.As(err, &wrong) {
+	if errors.As(err, &wrong) || err == nil && len(unused) > 0 {
+		wrong = append(wrong, unused...)
 		p.JSON = asJSON
 		if asJSON {
 			p.Text = cutKeys(r.PostFormValue("rules"))
@@ -318,6 +335,7 @@ func (c *Console) createDraft(w http.ResponseWriter, r *http.Request, v *visit) 
 		if !asJSON { // a scope without names reads as the whole organisation; what was chosen stays chosen
 			for i := range p.Rules {
 				p.Rules[i].Scope = chosen(p.Rules[i].Scope, r.PostFormValue(p.Rules[i].Scope.Name))
+				p.Rules[i].Names.Value = cutKeys(r.PostFormValue(p.Rules[i].Names.Name))
 			}
 		}
 		p.point(wrong, r.PostForm)

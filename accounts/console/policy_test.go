@@ -163,6 +163,7 @@ func TestPolicyForm(t *testing.T) {
 	got := post(422, wrong)
 	holds(got, "Nothing was saved.", `<a href="#r0-types">no-pii</a>`, `id="r0-types-error"`, "is neither a type nor a category", `<a href="#r1-when">mail</a>`, `id="r1-when-error"`, "line 1, column",
 		`id="r0-names-error"`, "name at least one", `<option value="service_account" selected>`, "details.amount &gt;</textarea>", "unexpected end")
+	holds(post(422, with("r0-names", "nightly-digest-summariser/production")), "Nothing was saved.", `<a href="#r0-names">no-pii</a>`, "for the whole organisation, and names somebody", "nightly-digest-summariser/production</textarea>")
 	holds(post(422, url.Values{"rules": {`{"rules": [`}}), "Nothing was saved.")
 	key := s.account(t, "leaky", auth.Production).Key
 	if got := post(422, with("r1-when", `key_prefix == "`+key+`"`)); strings.Contains(got.body, key) || !strings.Contains(got.body, "a whole key") {
