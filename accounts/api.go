@@ -343,7 +343,7 @@ func (a *API) confirm(r *http.Request, rev Revoked) revocation {
 	}
 	out := revocation{Edges: &c.Edges, Confirmed: &c.Confirmed, Pending: []pendingEdge{}}
 	for _, p := range c.Pending {
-		out.Pending = append(out.Pending, pendingEdge{p.ID, jsonTime(p.Until)})
+		out.Pending = append(out.Pending, pendingEdge{p.ID, jsonTime(p.Seen), jsonTime(p.Until), jsonTime(p.UntilCutOff)})
 	}
 	return out
 }
@@ -356,6 +356,8 @@ type revocation struct {
 }
 
 type pendingEdge struct {
-	Edge  string  `json:"edge"`
-	Until *string `json:"until"` // it refuses from then on at the latest
+	Edge        string  `json:"edge"`
+	Seen        *string `json:"last_seen_at"`
+	Until       *string `json:"until"`         // it refuses from then on at the latest, as long as it reaches the database or the cache
+	UntilCutOff *string `json:"until_cut_off"` // the same if it reaches neither
 }

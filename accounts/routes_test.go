@@ -100,10 +100,10 @@ func TestDeleteWaitsForTheEdges(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.ReportEdge(ctx, "edge-behind", now); err != nil {
+		if err := w.ReportEdge(ctx, "edge-behind", now, 15*time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.ReportEdge(ctx, "edge-ahead", now.Add(time.Hour)); err != nil {
+		if err := w.ReportEdge(ctx, "edge-ahead", now.Add(time.Hour), 15*time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		a := w.create(t, "job", "production").Account

@@ -84,10 +84,16 @@ func (s *Store) Changes(ctx context.Context, since time.Time) ([]auth.Change, ti
 	return changes, now, nil
 }
 
-// ReportEdge says that the edge has applied every change committed before appliedAt, a time that Changes returned.
-func (s *Store) ReportEdge(ctx context.Context, edgeID string, appliedAt time.Time) error {
-	_, err := s.w.ExecContext(ctx, `INSERT INTO edges (id, applied_at_us, seen_at_us) VALUES ($1, $2, `+s.dialect.clock()+`)
-		ON CONFLICT (id) DO UPDATE SET applied_at_us = excluded.applied_at_us, seen_at_us = excluded.seen_at_us`, edgeID, appliedAt.UnixMicro())
+// ReportEdge says that the edge has applied every change committed before appliedAt, a time that Changes returned (zero: none yet), and that it serves
+// what it knows for maxStale once it is cut off.
+func (s *Store) ReportEdge(ctx context.Context, edgeID string, appliedAt time.Time, maxStale time.Duration) error {
+	var applied int64
+	if !appliedAt.IsZero() {
+		applied = appliedAt.UnixMicro()
+	}
+	_, err := s.w.ExecContext(ctx, `INSERT INTO edges (id, applied_at_us, seen_at_us, max_stale_us) VALUES ($1, $2, `+s.dialect.clock()+`, $3)
+		ON CONFLICT (id) DO UPDATE SET applied_at_us = excluded.applied_at_us, seen_at_us = excluded.seen_at_us, max_stale_us = excluded.max_stale_us`,
+		edgeID, applied, maxStale.Microseconds())
 	return wrap("report the edge", err)
 }
 
@@ -102,7 +108,7 @@ const (
 	stampChunk = 8_000
 	// pollEdges is how often ConfirmRevocation looks.
 	pollEdges = 20 * time.Millisecond
-	// liveEdge is how long an edge counts as live after its last report, and how long a cut-off one still serves what it knows.
+	// liveEdge is how long after its last report an edge may still be in touch, and within which one that is learns of a revocation.
 	liveEdge = 10 * time.Second
 )
 
@@ -169,28 +175,29 @@ func (t *tx) stamp(ctx context.Context, stamps []auth.Stamp) error {
 	return wrap("stamp the accounts", err)
 }
 
-// A PendingEdge has not confirmed a revocation yet. It refuses from Until on at the latest, as long as it reaches the database or a Redis that holds
-// the revocation.
+// A PendingEdge has not confirmed a revocation yet, and has not signed off. Times are by the database's clock.
 type PendingEdge struct {
-	ID    string
-	Until time.Time // by the database's clock
+	ID          string
+	Seen        time.Time // when it reported last
+	Until       time.Time // it refuses from then on at the latest, as long as it reaches the database or a Redis that holds the revocation
+	UntilCutOff time.Time // the same if it reaches neither
 }
 
-// A Confirmation says how many of the live edges have applied a revocation.
+// A Confirmation says how many of the edges that may accept a key have applied its revocation.
 type Confirmation struct {
-	Edges     int // live ones: heard of in the last 10 s
+	Edges     int // all that have not signed off, but for those that have been cut off for longer than they serve anything
 	Confirmed int
 	Pending   []PendingEdge
 }
 
-// ConfirmRevocation waits until every live edge has applied what was committed before at (Revoked.At), or for wait at most, and says how far they
-// are. A zero at confirms nobody. The revocation stands whatever it returns.
+// ConfirmRevocation waits until every edge heard of in the last 10 s has applied what was committed before at (Revoked.At), or for wait at most, and
+// says how far all edges are. A zero at confirms nobody. The revocation stands whatever it returns.
 func (s *Store) ConfirmRevocation(ctx context.Context, at time.Time, wait time.Duration) (Confirmation, error) {
 	deadline := time.NewTimer(wait)
 	defer deadline.Stop()
 	for {
-		c, err := s.confirmed(ctx, at)
-		if err != nil || c.Confirmed == c.Edges {
+		c, awaited, err := s.confirmed(ctx, at)
+		if err != nil || awaited == 0 {
 			return c, err
 		}
 		select {
@@ -203,32 +210,55 @@ func (s *Store) ConfirmRevocation(ctx context.Context, at time.Time, wait time.D
 	}
 }
 
-func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT id, applied_at_us FROM edges WHERE seen_at_us >= `+s.dialect.clock()+` - $1 ORDER BY id`, liveEdge.Microseconds())
+// confirmed also says how many of the pending edges are worth waiting for.
+func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, int, error) {
+	now, err := s.clock(ctx, s.r)
 	if err != nil {
-		return Confirmation{}, wrap("read the edges", err)
+		return Confirmation{}, 0, err
+	}
+	rows, err := s.r.QueryContext(ctx, `SELECT id, applied_at_us, seen_at_us, max_stale_us FROM edges WHERE seen_at_us + max_stale_us >= $1 ORDER BY id`,
+		now.Add(-liveEdge).UnixMicro())
+	if err != nil {
+		return Confirmation{}, 0, wrap("read the edges", err)
 	}
 	type edge struct {
-		id      string
-		applied int64
+		id                      string
+		applied, seen, maxStale int64
 	}
 	edges, err := collect(rows, func(rows *sql.Rows) (edge, error) {
 		var e edge
-		err := rows.Scan(&e.id, &e.applied)
+		err := rows.Scan(&e.id, &e.applied, &e.seen, &e.maxStale)
 		return e, err
 	})
 	if err != nil {
-		return Confirmation{}, wrap("read the edges", err)
+		return Confirmation{}, 0, wrap("read the edges", err)
 	}
-	c := Confirmation{Edges: len(edges)}
+	c, awaited := Confirmation{Edges: len(edges)}, 0
+	begun := at
+	if at.IsZero() {
+		begun = now
+	}
 	for _, e := range edges {
 		if !at.IsZero() && e.applied >= at.UnixMicro() {
 			c.Confirmed++
 			continue
 		}
-		// A record that the edge checked right before the revocation is good there for that long, even if it reads no change.
-		until := max(e.applied, at.UnixMicro())
-		c.Pending = append(c.Pending, PendingEdge{ID: e.id, Until: time.UnixMicro(until).UTC().Add(liveEdge)})
+		seen := time.UnixMicro(e.seen).UTC()
+		if now.Sub(seen) <= liveEdge {
+			awaited++
+		}
+		// What it knew to be good when it was in touch last, which may be a little after its last report, it serves for maxStale.
+		touch := begun
+		if last := seen.Add(liveEdge); last.Before(touch) {
+			touch = last
+		}
+		cutOff := touch.Add(time.Duration(e.maxStale) * time.Microsecond).UTC()
+		// A record that it checked right before the revocation is good there for that long, even if it reads no change.
+		until := begun.Add(liveEdge).UTC()
+		if cutOff.Before(until) {
+			until = cutOff
+		}
+		c.Pending = append(c.Pending, PendingEdge{ID: e.id, Seen: seen, Until: until, UntilCutOff: cutOff})
 	}
-	return c, nil
+	return c, awaited, nil
 }

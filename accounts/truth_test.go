@@ -179,7 +179,7 @@ func TestChangesAndConfirmation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.ReportEdge(ctx, "edge-1", start); err != nil {
+		if err := w.ReportEdge(ctx, "edge-1", start, 15*time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		_, rev, err := w.DeleteAccount(ctx, cli, "acme", a.ID)
@@ -208,7 +208,7 @@ func TestChangesAndConfirmation(t *testing.T) {
 		wg.Go(func() {
 			_, now, err := w.Changes(ctx, start)
 			if err == nil {
-				err = w.ReportEdge(ctx, "edge-1", now)
+				err = w.ReportEdge(ctx, "edge-1", now, 15*time.Minute)
 			}
 			if err != nil {
 				t.Error(err)
@@ -223,7 +223,7 @@ func TestChangesAndConfirmation(t *testing.T) {
 		if _, err := w.writer.ExecContext(ctx, `INSERT INTO edges (id, applied_at_us, seen_at_us) VALUES ('old', 1, 1)`); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.ReportEdge(ctx, "edge-2", start); err != nil {
+		if err := w.ReportEdge(ctx, "edge-2", start, 15*time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		if err := w.ForgetEdge(ctx, "edge-2"); err != nil {
@@ -253,6 +253,68 @@ func TestChangesAndConfirmation(t *testing.T) {
 		}
 		if left, _, err := w.Changes(ctx, time.Time{}); err != nil || len(left) != 2 {
 			t.Errorf("%d changes left, %v", len(left), err)
+		}
+	})
+}
+
+// TestEdgesThatAreCutOff: an edge that has not signed off counts until it can serve nothing any more, however long it has not been heard of, and
+// though it has read nothing yet; only those that may still answer are waited for.
+func TestEdgesThatAreCutOff(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		report := func(id string, at time.Time, maxStale, ago time.Duration) {
+			t.Helper()
+			if err := w.ReportEdge(ctx, id, at, maxStale); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.writer.ExecContext(ctx, `UPDATE edges SET seen_at_us = seen_at_us - $1 WHERE id = $2`, ago.Microseconds(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a := w.create(t, "job", "production").Account
+		_, rev, err := w.DeleteAccount(ctx, cli, "acme", a.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := rev.At.Add(-time.Minute)
+		report("ahead", rev.At, 15*time.Minute, 0)
+		report("cut-off", before, 15*time.Minute, 15*time.Second)
+		report("gone", before, 15*time.Minute, 16*time.Minute)
+		report("short", before, 10*time.Second, 21*time.Second)
+		asked := time.Now()
+		c, err := w.ConfirmRevocation(ctx, rev.At, time.Hour)
+		if err != nil || c.Edges != 2 || c.Confirmed != 1 || len(c.Pending) != 1 || c.Pending[0].ID != "cut-off" {
+			t.Fatalf("%+v, %v", c, err)
+		}
+		if waited := time.Since(asked); waited > time.Minute {
+			t.Errorf("waited %v for an edge that is cut off", waited)
+		}
+		p := c.Pending[0]
+		if ago := rev.At.Sub(p.Seen); ago < 5*time.Second || ago > 15*time.Second {
+			t.Errorf("last heard of %v before the revocation", ago)
+		}
+		if !p.Until.Equal(rev.At.Add(10*time.Second)) || !p.UntilCutOff.Equal(p.Seen.Add(10*time.Second+15*time.Minute)) {
+			t.Errorf("revoked at %v: %+v", rev.At, p)
+		}
+
+		// Edges that report and have read nothing: of the last moment before the revocation they may know what it was.
+		report("starting", time.Time{}, 10*time.Minute, 0)
+		c, err = w.ConfirmRevocation(ctx, rev.At, 0)
+		if err != nil || c.Edges != 3 || len(c.Pending) != 2 || c.Pending[1].ID != "starting" || !c.Pending[1].UntilCutOff.Equal(rev.At.Add(10*time.Minute)) {
+			t.Errorf("%+v, %v", c, err)
+		}
+		if err := w.Prune(ctx, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		report("gone", before, 2*time.Hour, 90*time.Minute)
+		if err := w.Prune(ctx, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if c, err = w.ConfirmRevocation(ctx, rev.At, 0); err != nil || c.Edges != 4 {
+			t.Errorf("after pruning: %+v, %v", c, err)
+		}
+		if live, _, err := w.UsageFreshness(ctx); err != nil || live != 2 {
+			t.Errorf("%d live edges, %v", live, err)
 		}
 	})
 }

@@ -66,7 +66,7 @@ func TestUsageBySubject(t *testing.T) {
 		if none := ask("acme", hour.Add(time.Hour), hour.Add(2*time.Hour)); len(none) != 0 {
 			t.Errorf("%+v", none)
 		}
-		if err := w.ReportEdge(t.Context(), "edge", time.Now()); err != nil {
+		if err := w.ReportEdge(t.Context(), "edge", time.Now(), 15*time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		if n, at, err := w.UsageFreshness(t.Context()); err != nil || n != 1 || at.IsZero() {

@@ -29,13 +29,16 @@ const (
 // its address and from the common one, and is paid back when the key turns out to be good; so only misses count, and a
 // flood of them spends its own address's share. A subject that a detector names pays from the budget of the detector's key and
 // from the common one, by the same rule, so that a detector with an old list of names starves nobody. A quarter of the common budget is for addresses that sent a good key within
-// the last hour, so that a flood from everywhere leaves them their look-ups. Keys that are known pay nothing and have half of
-// the slots to themselves.
+// the last hour, so that a flood from everywhere leaves them their look-ups; an eighth is for the first look-up of an address, so that a flood from
+// some hundred addresses leaves newcomers theirs. Against a flood that never uses an address twice nothing tells a newcomer apart. Keys that are known pay
+// nothing and have half of the slots to themselves.
 type budget struct {
 	total     bucket
 	familiar  bucket // the quarter
+	first     bucket // the eighth
 	perSecond int64  // of total
 	reserved  int64  // of familiar
+	welcome   int64  // of first
 	perSource int64
 	perAsker  int64
 	sources   *otter.Cache[netip.Addr, *source]
@@ -56,10 +59,11 @@ const (
 )
 
 func newBudget(cfg ChainConfig) *budget {
-	reserved := int64(cfg.MissesPerSecond) / 4
+	reserved, welcome := int64(cfg.MissesPerSecond)/4, int64(cfg.MissesPerSecond)/8
 	return &budget{
-		perSecond: max(int64(cfg.MissesPerSecond)-reserved, 1),
+		perSecond: max(int64(cfg.MissesPerSecond)-reserved-welcome, 1),
 		reserved:  reserved,
+		welcome:   welcome,
 		perSource: int64(cfg.MissesPerSource),
 		perAsker:  int64(cfg.MissesPerDetector),
 		sources:   otter.Must(&otter.Options[netip.Addr, *source]{MaximumSize: maxSources}),
@@ -79,26 +83,35 @@ type payment struct {
 // pay takes one miss from the address's budget and the common one.
 func (b *budget) pay(now int64, remote netip.Addr) (payment, error) {
 	s := b.source(remote)
+	newcomer := s.full.Load() == 0
 	if _, ok := s.take(now, 1, b.perSource, budgetBurst); !ok {
 		return payment{}, errOverSource
 	}
-	if _, ok := b.total.take(now, 1, b.perSecond, budgetBurst); ok {
-		return payment{s, &b.total, b.perSecond}, nil
-	}
-	if good := s.good.Load(); good != 0 && now-good <= familiarFor && b.reserved > 0 {
-		if _, ok := b.familiar.take(now, 1, b.reserved, budgetBurst); ok {
-			return payment{s, &b.familiar, b.reserved}, nil
+	good := s.good.Load()
+	for _, of := range []struct {
+		bucket *bucket
+		rate   int64
+		mayUse bool
+	}{
+		{&b.total, b.perSecond, true},
+		{&b.familiar, b.reserved, good != 0 && now-good <= familiarFor},
+		{&b.first, b.welcome, newcomer},
+	} {
+		if !of.mayUse || of.rate == 0 {
+			continue
+		}
+		if _, ok := of.bucket.take(now, 1, of.rate, budgetBurst); ok {
+			return payment{s, of.bucket, of.rate}, nil
 		}
 	}
 	s.refund(1, b.perSource)
 	return payment{}, errOverTotal
 }
 
-// payBack returns what pay took, for a key that turned out to be good.
-func (b *budget) payBack(now int64, p payment) {
+// payBack returns what pay took, for a look-up that was not made, or found a key.
+func (b *budget) payBack(p payment) {
 	p.from.refund(1, b.perSource)
 	p.common.refund(1, p.rate)
-	p.from.good.Store(now)
 }
 
 // payFor takes one look-up of a subject from the budget of the detector with this key prefix ("": nobody's) and the common one.
@@ -179,21 +192,22 @@ func (b *bucket) refund(n, rate int64) { b.full.Add(-cost(n, rate)) }
 const (
 	breakAfter = 3                      // failures in a row
 	breakFor   = int64(1 * time.Second) // until one request tries again
-	noBreak    = 0
 )
 
 // A breaker stops asking somebody who has failed several times in a row; then one caller a second tries. The zero value
 // is closed.
 type breaker struct {
-	failures atomic.Int64
-	until    atomic.Int64 // chain time of the next try; noBreak while closed
+	// One word, so that a success and a failure at once leave what one of them meant: below breakAfter the failures in a row, and closed;
+	// from there on the chain time of the next try.
+	state    atomic.Int64
 	asked    atomic.Int64 // chain time of the last that was allowed
+	answered atomic.Int64 // chain time of the last success; 0 for none
 }
 
 // allow reports whether the caller may ask. Who asks must report success or failure.
 func (b *breaker) allow(now int64) bool {
-	until := b.until.Load()
-	if until != noBreak && (now < until || !b.until.CompareAndSwap(until, now+breakFor)) {
+	s := b.state.Load()
+	if s >= breakAfter && (now < s || !b.state.CompareAndSwap(s, now+breakFor)) {
 		return false
 	}
 	b.asked.Store(now)
@@ -202,20 +216,33 @@ func (b *breaker) allow(now int64) bool {
 
 // idle reports whether nobody has asked for so long, or the last who did met a failure: then somebody should find out.
 func (b *breaker) idle(now, long int64) bool {
-	return now-b.asked.Load() >= long || b.failures.Load() > 0
+	return now-b.asked.Load() >= long || b.state.Load() != 0
 }
 
-func (b *breaker) success() {
-	if b.failures.Load() != 0 {
-		b.failures.Store(0)
-		b.until.Store(noBreak)
+func (b *breaker) success(now int64) {
+	b.answered.Store(now)
+	if b.state.Load() != 0 {
+		b.state.Store(0)
 	}
 }
 
 func (b *breaker) failure(now int64) {
-	if b.failures.Add(1) >= breakAfter {
-		b.until.Store(now + breakFor)
+	for {
+		old := b.state.Load()
+		next := old + 1
+		if next >= breakAfter {
+			next = now + breakFor
+		}
+		if b.state.CompareAndSwap(old, next) {
+			return
+		}
 	}
 }
 
-func (b *breaker) closed() bool { return b.until.Load() == noBreak }
+// answeredSince reports whether a success is that new.
+func (b *breaker) answeredSince(at int64) bool {
+	last := b.answered.Load()
+	return last != 0 && last >= at
+}
+
+func (b *breaker) closed() bool { return b.state.Load() < breakAfter }

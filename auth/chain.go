@@ -53,8 +53,9 @@ type Truth struct {
 	// Changes returns all changes with At >= since, in any order, and the database's clock when the statement began.
 	// A since in the far future returns none, and so only the clock.
 	Changes func(ctx context.Context, since time.Time) ([]Change, time.Time, error)
-	// ReportEdge says that this edge has applied all changes committed before appliedAt, by the database's clock.
-	ReportEdge func(ctx context.Context, edgeID string, appliedAt time.Time) error
+	// ReportEdge says that this edge has applied all changes committed before appliedAt, by the database's clock, zero for none yet, and that
+	// it serves what it knows for maxStale once it is cut off.
+	ReportEdge func(ctx context.Context, edgeID string, appliedAt time.Time, maxStale time.Duration) error
 	// Stamp writes first and last uses, never moving either the wrong way. It must be safe to repeat.
 	Stamp func(ctx context.Context, stamps []Stamp) error
 	// Use adds what was done with keys, each batch once. nil: nobody counts.
@@ -229,6 +230,7 @@ func (c *Chain) window() time.Duration { return c.cfg.Bounds.MaxAge + c.cfg.MaxS
 func (c *Chain) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.runFeed(ctx) })
+	wg.Go(func() { c.runReread(ctx) })
 	wg.Go(func() { c.runReport(ctx) })
 	wg.Go(func() { c.runStamps(ctx) })
 	wg.Go(func() { c.runProbes(ctx) })

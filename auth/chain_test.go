@@ -459,50 +459,6 @@ func TestSubjectRenamedMeanwhile(t *testing.T) {
 	}
 }
 
-// The feed: each second, at once when woken, reported by the database's clock.
-func TestFeed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := newDatabase(time.Now)
-		_, cred := d.create("digest")
-		wake := make(chan struct{}, 1)
-		c := newChain(t, d, func(cfg *ChainConfig) { cfg.Wake = wake })
-		if s := c.Status(); s.FeedLoaded || !s.TruthUp || !s.RedisUp || s.Stale {
-			t.Errorf("at start %+v", s)
-		}
-		ctx, stop := context.WithCancel(t.Context())
-		ran := make(chan error, 1)
-		go func() { ran <- c.Run(ctx) }()
-		synctest.Wait()
-		if s := c.Status(); !s.FeedLoaded || c.recent.len() != 1 {
-			t.Errorf("after the first read %+v, %d changes", s, c.recent.len())
-		}
-		accepted(t, c, cred)
-		<-time.After(300 * time.Millisecond)
-		d.revoke(cred)
-		committed := d.clock()
-		accepted(t, c, cred) // nobody has said anything yet
-		wake <- struct{}{}
-		synctest.Wait()
-		refused(t, c, cred, Revoked)
-		if at := d.reported["edge-1"]; at.Before(committed) {
-			t.Errorf("reported %v, the change committed at %v", at, committed)
-		}
-		_, second := d.create("second")
-		accepted(t, c, second)
-		d.revoke(second)
-		committed = d.clock()
-		<-time.After(1100 * time.Millisecond) // without a wake
-		refused(t, c, second, Revoked)
-		if at := d.reported["edge-1"]; at.Before(committed) {
-			t.Errorf("reported %v, the change committed at %v", at, committed)
-		}
-		stop()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 func TestConfigIsChecked(t *testing.T) {
 	_, err := NewChain(ChainConfig{})
 	if err == nil {

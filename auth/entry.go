@@ -62,7 +62,13 @@ func (c *Chain) fresh(e *entry, now int64) bool {
 		return true
 	}
 	f := c.feed.Load()
-	return f != nil && now-f.readAt <= current && e.checked >= f.from && now <= e.oldest
+	return c.readsFeed(now) && e.checked >= f.from && now <= e.oldest
+}
+
+// readsFeed reports whether the changes were read so lately that this edge knows of a revocation as soon as it may.
+func (c *Chain) readsFeed(now int64) bool {
+	f := c.feed.Load()
+	return f != nil && now-f.readAt <= int64(c.cfg.Bounds.Current)
 }
 
 // lastGood is the last moment at which the entry was known to be right. MaxStale counts from there.

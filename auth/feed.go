@@ -21,6 +21,7 @@ func (c *Chain) runFeed(ctx context.Context) {
 	defer tick.Stop()
 	trouble := trouble{log: c.cfg.Logger, what: "reads of key changes"}
 	lastPrune := c.clock()
+	c.announce(time.Time{}) // alive, and nothing read yet
 	for {
 		err := c.readFeed(ctx)
 		if ctx.Err() != nil {
@@ -29,9 +30,11 @@ func (c *Chain) runFeed(ctx context.Context) {
 		trouble.note(err)
 		if err != nil {
 			c.metrics.feedErrors.Inc()
+			var at time.Time
 			if f := c.feed.Load(); f != nil {
-				c.announce(f.dbNow) // alive, and no further than before: whoever revokes a key must count this edge as pending
+				at = f.dbNow
 			}
+			c.announce(at) // alive, and no further than before: whoever revokes a key must count this edge as pending
 		}
 		if now := c.clock(); err == nil && now-lastPrune > minute {
 			lastPrune = now
@@ -107,6 +110,64 @@ func (c *Chain) readFeed(ctx context.Context) error {
 	return nil
 }
 
+// runReread reads all changes that matter once a minute: one that was committed later than Overlap after its time, by a writer that was
+// paused in between, is behind what the feed reads.
+func (c *Chain) runReread(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	trouble := trouble{log: c.cfg.Logger, what: "second reads of key changes"}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := c.reread(ctx)
+		if ctx.Err() == nil {
+			trouble.note(err)
+		}
+	}
+}
+
+func (c *Chain) reread(ctx context.Context) error {
+	f := c.feed.Load()
+	if f == nil {
+		return nil // the first read brings all
+	}
+	ctx, cancel := context.WithTimeout(ctx, firstTimeout)
+	defer cancel()
+	changes, _, err := c.cfg.Truth.Changes(ctx, f.dbNow.Add(-c.window()))
+	if err != nil {
+		return fmt.Errorf("read changes again: %w", err)
+	}
+	for _, ch := range changes {
+		if !c.apply(ch) {
+			continue
+		}
+		c.metrics.changesApplied.Inc()
+		if ch.At.Before(f.dbNow.Add(-c.cfg.Bounds.Overlap)) {
+			c.cfg.Logger.Warn("a change of a key was committed long after its time", "prefix", ch.Prefix, "at", ch.At)
+		}
+	}
+	return nil
+}
+
+// SignOn reports this edge as one that has read nothing yet. Call it before the first request, so that no revocation is called complete without it.
+func (c *Chain) SignOn(ctx context.Context) error {
+	return c.reportEdge(ctx, time.Time{})
+}
+
+func (c *Chain) reportEdge(ctx context.Context, at time.Time) error {
+	if c.cfg.EdgeID == "" {
+		return nil
+	}
+	err := c.cfg.Truth.ReportEdge(ctx, c.cfg.EdgeID, at, max(c.cfg.MaxStale, c.cfg.Bounds.Current))
+	if err != nil {
+		c.metrics.reportErrors.Inc()
+	}
+	return err
+}
+
 // announce has runReport say how far this edge has come. The feed is its only caller, so that the channel has room.
 func (c *Chain) announce(dbNow time.Time) {
 	select { // only the latest matters
@@ -141,7 +202,11 @@ func (c *Chain) apply(ch Change) bool {
 	c.drop(id, ch.Version)
 	c.applied.Add(1)
 	if c.shared != nil {
-		c.shared.pending.add(id, c.feed.Load() != nil) // at start everything is news to this edge, to Redis hardly any
+		what := needRecord
+		if c.feed.Load() == nil {
+			what = needVersion // at start everything is news to this edge, to Redis hardly any
+		}
+		c.shared.pending.add(id, what)
 	}
 	return true
 }
@@ -155,17 +220,11 @@ func (c *Chain) runReport(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case at := <-c.report:
-			if c.cfg.EdgeID == "" {
-				continue
-			}
 			rctx, cancel := context.WithTimeout(ctx, feedTimeout)
-			err := c.cfg.Truth.ReportEdge(rctx, c.cfg.EdgeID, at)
+			err := c.reportEdge(rctx, at)
 			cancel()
 			if ctx.Err() == nil {
 				trouble.note(err)
-			}
-			if err != nil {
-				c.metrics.reportErrors.Inc()
 			}
 		}
 	}

@@ -100,6 +100,9 @@ func (c *Chain) fill(ctx context.Context, k flightKey, remote netip.Addr) (*entr
 	if known == nil || c.behind(k.id, known) || now-c.lastGood(known) > int64(c.cfg.MaxStale) {
 		return nil, false, err
 	}
+	if errors.Is(err, errOverSlots) && !c.readsFeed(now) && c.truthUp.answeredSince(now-int64(c.cfg.Bounds.Answer)) {
+		return nil, false, err // the database answers others meanwhile: a revocation may be old, and nobody would learn of it
+	}
 	c.noteStale(now)
 	stale := *known
 	stale.grace = min(now+int64(c.cfg.Bounds.Grace), c.lastGood(known)+int64(c.cfg.MaxStale))
@@ -121,15 +124,27 @@ func (c *Chain) askTruth(ctx context.Context, k flightKey, known bool, remote ne
 		c.metrics.overBreaker.Inc()
 		return nil, errBreaker
 	}
-	var paid payment
-	if !known {
-		var err error
-		paid, err = c.budget.pay(c.clock(), remote)
-		if err != nil {
-			c.metrics.overBudget(err)
-			return nil, err
-		}
+	if known {
+		return c.askWithin(ctx, k, known)
 	}
+	paid, err := c.budget.pay(c.clock(), remote)
+	if err != nil {
+		c.metrics.overBudget(err)
+		return nil, err
+	}
+	e, err := c.askWithin(ctx, k, known)
+	switch {
+	case err == nil && k.hash == e.rec.Hash:
+		c.budget.payBack(paid)
+		paid.from.good.Store(c.clock())
+	case err != nil && !errors.Is(err, ErrNoKey): // the database said nothing, so this was no miss
+		c.budget.payBack(paid)
+	}
+	return e, err
+}
+
+// askWithin is askTruth once it is paid for.
+func (c *Chain) askWithin(ctx context.Context, k flightKey, known bool) (*entry, error) {
 	// Half of the time is for the wait, the other for the answer.
 	wait, cancel := context.WithTimeout(ctx, c.cfg.Bounds.Answer/2)
 	err := c.budget.enter(wait, known)
@@ -153,9 +168,6 @@ func (c *Chain) askTruth(ctx context.Context, k flightKey, known bool, remote ne
 		}
 		e := c.insert(k.id, c.newEntry(rec, nil, begun))
 		if !c.behind(k.id, e) || !e.rec.RevokedAt.IsZero() {
-			if !known && k.hash == rec.Hash {
-				c.budget.payBack(c.clock(), paid)
-			}
 			return e, nil
 		}
 		// The key changed while Truth was answering: ask again, and the answer holds the change.
@@ -176,11 +188,11 @@ func (c *Chain) truthKey(ctx context.Context, id PublicID) (Record, error) {
 	case err == nil && rec.Prefix != prefix:
 		err = fmt.Errorf("the database answered %s with the record of %q", prefix, rec.Prefix)
 	case err == nil:
-		c.truthUp.success()
+		c.truthUp.success(c.clock())
 		c.metrics.truthHit.Inc()
 		return rec, nil
 	case errors.Is(err, ErrNoKey):
-		c.truthUp.success()
+		c.truthUp.success(c.clock())
 		c.metrics.truthMiss.Inc()
 		return Record{}, ErrNoKey
 	}

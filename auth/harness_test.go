@@ -122,7 +122,7 @@ func (d *database) truth() Truth {
 			}
 			return out, now, nil
 		},
-		ReportEdge: func(ctx context.Context, edge string, at time.Time) error {
+		ReportEdge: func(ctx context.Context, edge string, at time.Time, _ time.Duration) error {
 			err := d.outage(ctx)
 			d.set(func() { d.reported[edge] = at })
 			return err

@@ -33,7 +33,7 @@ func (c *Chain) probe(ctx context.Context) {
 		cancel()
 		switch {
 		case err == nil || errors.Is(err, ErrNoKey):
-			c.truthUp.success()
+			c.truthUp.success(c.clock())
 		case ctx.Err() == nil: // else it is we who stop
 			c.truthUp.failure(c.clock())
 		}

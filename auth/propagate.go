@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,7 +23,7 @@ const (
 // own: it holds at most what recent does.
 type pendingChanges struct {
 	mu   sync.Mutex
-	m    map[PublicID]bool // guarded by mu; true: fetch the record as well
+	m    map[PublicID]need // guarded by mu
 	wake chan struct{}
 
 	feed atomic.Int64 // the database's clock in unix ns up to which this edge has read the changes
@@ -31,9 +32,18 @@ type pendingChanges struct {
 	dbClock atomic.Int64 // the database's clock less the chain's, as Redis tells it; 0: unknown
 }
 
-func (p *pendingChanges) add(id PublicID, fetch bool) {
+// A need is what Redis lacks of a change. The larger includes the smaller.
+type need int
+
+const (
+	needVersion need = iota // the version alone
+	needRecord              // the record too, where this edge is the first to write the version
+	needFetch               // the record, which this edge was the first for and could not fetch
+)
+
+func (p *pendingChanges) add(id PublicID, what need) {
 	p.mu.Lock()
-	p.m[id] = p.m[id] || fetch
+	p.m[id] = max(p.m[id], what)
 	p.mu.Unlock()
 	select {
 	case p.wake <- struct{}{}:
@@ -41,19 +51,19 @@ func (p *pendingChanges) add(id PublicID, fetch bool) {
 	}
 }
 
-func (p *pendingChanges) takeAll() map[PublicID]bool {
+func (p *pendingChanges) takeAll() map[PublicID]need {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := p.m
-	p.m = map[PublicID]bool{}
+	p.m = map[PublicID]need{}
 	return m
 }
 
-func (p *pendingChanges) putBack(m map[PublicID]bool) {
+func (p *pendingChanges) putBack(m map[PublicID]need) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, fetch := range m {
-		p.m[id] = p.m[id] || fetch
+	for id, what := range m {
+		p.m[id] = max(p.m[id], what)
 	}
 }
 
@@ -95,16 +105,17 @@ func (c *Chain) propagate(ctx context.Context) error {
 	feed := p.feed.Load() // before the changes are taken: all up to here are among them, or were written already
 	all := p.takeAll()
 	err := c.writeChanges(ctx, all)
+	p.putBack(all) // what is left: the mark may move past records that could not be fetched, their versions are there
 	if err != nil {
-		p.putBack(all)
 		return err
 	}
 	return c.moveMark(ctx, feed)
 }
 
 // writeChanges writes versions, and removes from all what it has written. The first edge to write a version fetches the
-// record too, so that Redis holds a revocation with its hash and principal when the database goes away.
-func (c *Chain) writeChanges(ctx context.Context, all map[PublicID]bool) error {
+// record too, so that Redis holds a revocation with its hash and principal when the database goes away; where it cannot, it tries again
+// each second.
+func (c *Chain) writeChanges(ctx context.Context, all map[PublicID]need) error {
 	for batch := range slices.Chunk(slices.Collect(maps.Keys(all)), propagateBatch) {
 		bctx, cancel := context.WithTimeout(ctx, propagateTimeout)
 		cmds, err := c.shared.client.Pipelined(bctx, func(p redis.Pipeliner) error {
@@ -120,8 +131,10 @@ func (c *Chain) writeChanges(ctx context.Context, all map[PublicID]bool) error {
 		}
 		for i, id := range batch {
 			first, _ := cmds[i].(*redis.Cmd).Int()
-			if first == 1 && all[id] {
-				c.fetchChanged(ctx, id)
+			fetch := all[id] == needFetch || first == 1 && all[id] == needRecord
+			if fetch && !c.fetchChanged(ctx, id) {
+				all[id] = needFetch
+				continue
 			}
 			delete(all, id)
 		}
@@ -129,16 +142,16 @@ func (c *Chain) writeChanges(ctx context.Context, all map[PublicID]bool) error {
 	return nil
 }
 
-// fetchChanged brings the record of a changed key into Redis. Failing is no harm: the version is there, and whoever needs the
-// record asks for it.
-func (c *Chain) fetchChanged(ctx context.Context, id PublicID) {
+// fetchChanged brings the record of a changed key into Redis, and reports whether nothing is left to do. Until then the version is there,
+// and whoever needs the record asks for it.
+func (c *Chain) fetchChanged(ctx context.Context, id PublicID) bool {
 	if !c.truthUp.allow(c.clock()) {
-		return
+		return false
 	}
 	begun := c.clock()
 	rec, err := c.truthKey(ctx, id)
 	if err != nil {
-		return
+		return errors.Is(err, ErrNoKey)
 	}
 	ctx, cancel := context.WithTimeout(ctx, propagateTimeout)
 	defer cancel()
@@ -146,6 +159,7 @@ func (c *Chain) fetchChanged(ctx context.Context, id PublicID) {
 	if err != nil {
 		c.metrics.redisError.Inc()
 	}
+	return err == nil
 }
 
 // moveMark says in Redis that it holds all changes up to feed. Where the mark has gone back, Redis has lost writes (a
@@ -162,7 +176,7 @@ func (c *Chain) moveMark(ctx context.Context, feed int64) error {
 	mark := p.upTo.Load()
 	if mark < before {
 		c.cfg.Logger.Warn("Redis has lost writes; writing recent changes again", "changes", c.recent.len())
-		c.recent.all(func(id PublicID) { p.add(id, false) })
+		c.recent.all(func(id PublicID) { p.add(id, needVersion) })
 		return nil
 	}
 	if feed <= mark {

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // The ways in which other gateways bring a revoked key back, each tried here.
@@ -317,6 +319,91 @@ func TestChangesCommitOutOfOrder(t *testing.T) {
 	refused(t, c, cred, Revoked)
 }
 
+// A writer that was paused commits its change when every read has gone past its time: the second reads find it.
+func TestChangeCommitsFarTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDatabase(time.Now)
+		_, cred := d.create("digest")
+		c := newChain(t, d, nil)
+		ctx, stop := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- c.Run(ctx) }()
+		synctest.Wait()
+		accepted(t, c, cred)
+		late := d.clock()
+		<-time.After(10*time.Minute + time.Second/2)
+		d.revoke(cred)
+		d.set(func() { d.changes[len(d.changes)-1].At = late })
+		<-time.After(time.Minute)
+		synctest.Wait()
+		refused(t, c, cred, Revoked)
+		stop()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Redis's word up to when it holds all changes is older than the record it is taken for, whatever happens between the two reads.
+func TestMarkIsReadBeforeTheRecord(t *testing.T) {
+	eachRedis(t, func(t *testing.T, r *testRedis) {
+		clk := new(clockwork)
+		d := newDatabase(clk.now)
+		_, cred := d.create("digest")
+		c := newChain(t, d, r.use)
+		reads(t, c)
+		accepted(t, c, cred)
+		eventually(t, "Redis holds the record", func() bool { return inRedis(t, c, cred).Version > 0 })
+		reads(t, c)
+		mark := c.shared.pending.upTo.Load()
+		r.AddHook(afterCommand(func() { c.shared.pending.upTo.Store(mark + int64(time.Minute)) }))
+		clk.advance(5 * time.Minute)
+		e := c.better(t.Context(), cred.Key.ID, nil)
+		if e == nil || e.vouched > c.chainTime(mark) {
+			t.Errorf("vouched for by a mark that is newer than the record: %+v", e)
+		}
+	})
+}
+
+// afterCommand is a hook of go-redis that runs after each command.
+type afterCommand func()
+
+func (h afterCommand) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (h afterCommand) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		defer h()
+		return next(ctx, cmd)
+	}
+}
+func (h afterCommand) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// The edge that brings a revocation into Redis first and cannot fetch its record tries again: without the record an edge that is cut off from
+// the database could not tell the revocation from an edit.
+func TestRecordOfARevocationIsFetchedLater(t *testing.T) {
+	eachRedis(t, func(t *testing.T, r *testRedis) {
+		d := newDatabase(new(clockwork).now)
+		_, cred := d.create("digest")
+		c := newChain(t, d, r.use)
+		reads(t, c)
+		c.Apply(d.revoke(cred))
+		d.set(func() { d.down = errDown })
+		propagates(t, c)
+		d.set(func() { d.down = nil })
+		if rec := inRedis(t, c, cred); rec.Version != 0 {
+			t.Fatalf("fetched from a database that is down: %+v", rec)
+		}
+		propagates(t, c)
+		if rec := inRedis(t, c, cred); rec.RevokedAt.IsZero() {
+			t.Errorf("Redis holds %+v", rec)
+		}
+		if n := c.shared.pending.len(); n != 0 {
+			t.Errorf("%d changes are pending", n)
+		}
+	})
+}
+
 // A change that is older than everything the edge remembers must not matter, and forgetting it must not either.
 func TestRecentOutlivesEveryRecord(t *testing.T) {
 	clk := new(clockwork)
@@ -338,7 +425,7 @@ func TestRecentOutlivesEveryRecord(t *testing.T) {
 			t.Fatalf("accepted %d changes known", c.recent.len())
 		}
 		d.set(func() { d.down = nil })
-		c.truthUp.success()
+		c.truthUp.success(c.clock())
 	}
 	if n := c.recent.len(); n != 0 {
 		t.Errorf("%d changes are remembered past the window", n)

@@ -107,7 +107,7 @@ func newSharedCache(cfg ChainConfig) *sharedCache {
 		prefix:  cfg.KeyPrefix + "key:",
 		feedKey: cfg.KeyPrefix + "feed",
 		ttl:     int64((cfg.Bounds.MaxAge + cfg.MaxStale) / time.Millisecond),
-		pending: pendingChanges{m: map[PublicID]bool{}, wake: make(chan struct{}, 1)},
+		pending: pendingChanges{m: map[PublicID]need{}, wake: make(chan struct{}, 1)},
 	}
 }
 
@@ -188,6 +188,7 @@ func (c *Chain) better(ctx context.Context, id PublicID, known *entry) *entry {
 	if c.feed.Load() == nil && c.shared.pending.dbClock.Load() == 0 {
 		_ = c.readMark(ctx) // how old is what follows? Failing leaves the machine's own clock
 	}
+	upTo := c.shared.pending.upTo.Load() // before the record: a later mark may stand for changes that the record was read without
 	rec, version, checked, err := c.shared.get(ctx, id)
 	c.metrics.redisSeconds.Observe(float64(c.clock()-begun) / 1e9)
 	c.redisResult(err)
@@ -217,7 +218,7 @@ func (c *Chain) better(ctx context.Context, id PublicID, known *entry) *entry {
 		}
 	}
 	// The fleet's feed stands for a record that it covered, as this edge's own does.
-	if upTo := c.shared.pending.upTo.Load(); upTo != 0 && upTo >= checked {
+	if upTo != 0 && upTo >= checked {
 		limit := checked + int64(c.cfg.Bounds.MaxAge)
 		e.vouched = max(e.vouched, c.chainTime(min(upTo, limit)))
 	}
@@ -232,7 +233,7 @@ func (c *Chain) better(ctx context.Context, id PublicID, known *entry) *entry {
 // redisResult tells the breaker. A cache that answers nonsense works, as far as time goes.
 func (c *Chain) redisResult(err error) {
 	if err == nil {
-		c.redisUp.success()
+		c.redisUp.success(c.clock())
 		return
 	}
 	c.redisUp.failure(c.clock())
@@ -252,7 +253,7 @@ func (c *Chain) storeShared(id PublicID, e *entry) {
 		return
 	}
 	if c.behind(id, e) {
-		c.shared.pending.add(id, true)
+		c.shared.pending.add(id, needRecord)
 	}
 }
 

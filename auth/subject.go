@@ -119,6 +119,7 @@ func (c *Chain) askSubjectKey(ctx context.Context, by string, k subjectKey) (str
 	}
 	err = c.budget.enter(ctx, false)
 	if err != nil {
+		c.budget.refundFor(paid)
 		c.metrics.overBudget(err)
 		return "", err
 	}
@@ -131,11 +132,11 @@ func (c *Chain) askSubjectKey(ctx context.Context, by string, k subjectKey) (str
 	} else {
 		prefix, err = c.cfg.Truth.AccountKeyByName(ctx, k.org, k.name, k.environment)
 	}
-	if err == nil {
+	if !errors.Is(err, ErrNoKey) { // only a name of nothing costs
 		c.budget.refundFor(paid)
 	}
 	if err == nil || errors.Is(err, ErrNoKey) {
-		c.truthUp.success()
+		c.truthUp.success(c.clock())
 	} else {
 		c.truthUp.failure(c.clock())
 	}

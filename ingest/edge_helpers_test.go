@@ -199,7 +199,7 @@ func (e *testEdge) truth() auth.Truth {
 			return r.Prefix, err
 		},
 		Changes:    func(context.Context, time.Time) ([]auth.Change, time.Time, error) { return nil, time.Now(), nil },
-		ReportEdge: func(context.Context, string, time.Time) error { return nil },
+		ReportEdge: func(context.Context, string, time.Time, time.Duration) error { return nil },
 		Stamp: func(_ context.Context, stamps []auth.Stamp) error {
 			e.stamps.mu.Lock()
 			defer e.stamps.mu.Unlock()

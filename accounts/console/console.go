@@ -138,6 +138,7 @@ type page struct {
 
 const (
 	accountsPath = "/settings/ai/service-accounts"
+	dismissPath  = "/revocation/dismiss"
 	auditPath    = "/settings/ai/audit-log"
 	signInPath   = "/sign-in"
 )
@@ -149,6 +150,7 @@ func (c *Console) routes() []page {
 		{"GET /{$}", nil, c.home},
 		{"GET " + accountsPath, manage, c.list},
 		{"POST " + accountsPath, manage, c.create},
+		{"POST " + dismissPath, manage, c.dismiss},
 		{"GET " + accountsPath + "/{id}", manage, c.account},
 		{"POST " + accountsPath + "/{id}/edit", manage, c.edit},
 		{"POST " + accountsPath + "/{id}/scope/try", manage, c.tryScope},

@@ -17,6 +17,7 @@ type frame struct {
 	RequestID string
 	Nav       []navGroup
 	Toast     *toast
+	Pending   *pending
 	Shortcuts []shortcut
 }
 
@@ -57,7 +58,7 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, curren
 		return f
 	}
 	f.Nav = c.nav(r.Context(), v, current)
-	f.Toast = c.takeToast(w, r, v)
+	f.Toast, f.Pending = c.takeToast(w, r, v)
 	f.Shortcuts = []shortcut{{"/", "Go to the search"}, {"?", "Show this list"}, {"Esc", "Close a dialog or a menu"}}
 	return f
 }

@@ -211,31 +211,36 @@ func (c *Console) setToast(w http.ResponseWriter, r *http.Request, parts ...stri
 	http.SetCookie(w, c.cookie(r, toastCookie, strings.Join(parts, "."), time.Minute))
 }
 
-func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *toast {
+func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) (*toast, *pending) {
 	value := c.cookieValue(r, toastCookie)
 	if value == "" {
-		return nil
+		return nil, nil
 	}
 	http.SetCookie(w, c.cookie(r, toastCookie, "", -time.Second))
 	parts := strings.Split(value, ".")
 	if len(parts) < 2 {
-		return nil
+		return nil, nil
 	}
 	if t := alertToast(parts, r.URL.RequestURI()); t != nil && slices.ContainsFunc(policyReaders(), v.admin.Can) {
-		return t
+		return t, nil
 	}
 	if !v.admin.Can(auth.SettingsIntegrationsUpdate) {
-		return nil
+		return nil, nil
 	}
 	a, err := c.store.Account(r.Context(), v.admin.Org, parts[1])
 	if err != nil {
-		return nil // the page itself says what is wrong, if anything is
+		return nil, nil // the page itself says what is wrong, if anything is
 	}
 	switch {
 	case parts[0] == "edited":
-		return &toast{Text: "Saved " + label(a) + "."}
+		return &toast{Text: "Saved " + label(a) + "."}, nil
 	case parts[0] == "deleted" && len(parts) == 6:
-		return &toast{Text: "Deleted " + label(a) + " and revoked its key" + c.confirmedBy(r.Context(), parts[2:]) + "."}
+		confirmed, edges := c.confirmedBy(r.Context(), parts[2:])
+		text := "Deleted " + label(a) + " and revoked its key" + confirmed + "."
+		if len(edges) > 0 {
+			return nil, c.pendingOn(w, r, text, edges)
+		}
+		return &toast{Text: text}, nil
 	}
-	return nil
+	return nil, nil
 }

@@ -87,8 +87,10 @@ type revocationView struct {
 	Edges     int `json:"edges"`
 	Confirmed int `json:"confirmed"`
 	Pending   []struct {
-		Edge  string    `json:"edge"`
-		Until time.Time `json:"until"`
+		Edge        string    `json:"edge"`
+		Seen        time.Time `json:"last_seen_at"`
+		Until       time.Time `json:"until"`
+		UntilCutOff time.Time `json:"until_cut_off"`
 	} `json:"pending"`
 }
 
@@ -96,7 +98,8 @@ type revocationView struct {
 func (r revocationView) String() string {
 	s := fmt.Sprintf("refused by %d of %d edges.\n", r.Confirmed, r.Edges)
 	for _, p := range r.Pending {
-		s += fmt.Sprintf("%s has not said so yet; it may accept the key until %s.\n", p.Edge, when(&p.Until))
+		s += fmt.Sprintf("%s, last heard of at %s, has not said so yet; it may accept the key until %s, or until %s if it reaches neither the database nor Redis.\n",
+			p.Edge, when(&p.Seen), when(&p.Until), when(&p.UntilCutOff))
 	}
 	return s
 }

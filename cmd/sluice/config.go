@@ -32,6 +32,7 @@ type config struct {
 	topics                                            topics
 	partitions, replication, minInSync                int
 	authMaxStale                                      time.Duration
+	authCacheKeys, authMissesPerSecond                int
 	roles                                             []string
 	maxRequestBytes, maxDecodedBytes                  int
 	maxInflightBytes, maxBodyBytes                    int64
@@ -107,6 +108,9 @@ func (c *config) serverFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.consoleURL, "console-url", "", "URL of the console as admins see it (default: from --admin-addr)")
 	f.StringSliceVar(&c.trustedProxies, "trusted-proxies", nil, "networks whose X-Forwarded-For (and PROXY header, see --proxy-protocol) is believed, as CIDR, comma-separated")
 	f.DurationVar(&c.authMaxStale, "auth-max-stale", 15*time.Minute, "how long known keys are served while neither PostgreSQL nor Redis can be asked")
+	f.IntVar(&c.authCacheKeys, "auth-cache-keys", 100_000, "keys that an edge keeps in memory, about 0.9 KB each; the least used go first")
+	f.IntVar(&c.authMissesPerSecond, "auth-misses-per-second", 500,
+		"keys that turn out not to exist that an edge looks up in PostgreSQL a second, beyond which unknown keys get 503; 100 for one address. Of it a quarter is for addresses of good keys, an eighth for the first look-up of an address")
 	f.IntVar(&c.maxRequestBytes, "max-request-bytes", 64<<20, "largest request body, as sent")
 	f.IntVar(&c.maxDecodedBytes, "max-decoded-bytes", 64<<20, "largest request body after decompression")
 	f.Int64Var(&c.maxBodyBytes, "max-body-bytes", 256<<20,
@@ -174,6 +178,9 @@ func (c *config) check() error {
 	}
 	if c.authMaxStale < 0 || c.maxRequestBytes <= 0 || c.maxDecodedBytes <= 0 || c.maxInflightBytes <= 0 {
 		wrong("--auth-max-stale, --max-request-bytes, --max-decoded-bytes and --max-inflight-bytes must be positive")
+	}
+	if c.authCacheKeys <= 0 || c.authMissesPerSecond <= 0 {
+		wrong("--auth-cache-keys and --auth-misses-per-second must be positive")
 	}
 	errs = append(errs, c.spool.check())
 	errs = append(errs, c.judge.check(), c.trace.check())

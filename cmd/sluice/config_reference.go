@@ -53,7 +53,7 @@ var settingGroups = []settingGroup{
 		{"spool-dir", "edge"}, {"spool-max-bytes", "edge"}, {"spool-min-free-bytes", "edge"}, {"spool-max-age", "edge"}, {"spool-replay-bytes-per-second", "edge"},
 	}},
 	{"Keys and sign-in", "", []settingUse{
-		{"auth-max-stale", "edge"}, {"oidc-issuer", "admin"}, {"oidc-client-id", "admin"}, {"oidc-client-secret", "admin"}, {"oidc-groups-claim", "admin"},
+		{"auth-max-stale", "edge"}, {"auth-cache-keys", "edge"}, {"auth-misses-per-second", "edge"}, {"oidc-issuer", "admin"}, {"oidc-client-id", "admin"}, {"oidc-client-secret", "admin"}, {"oidc-groups-claim", "admin"},
 		{"oidc-grant", "admin"}, {"oidc-cookie-secret", "admin"},
 	}},
 	{"Signals and alerts", "", []settingUse{

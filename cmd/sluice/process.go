@@ -143,7 +143,7 @@ func (p *process) wireChain() error {
 			Key: p.store.Key, AccountKey: p.store.AccountKey, AccountKeyByName: p.store.AccountKeyByName,
 			Changes: p.store.Changes, ReportEdge: p.store.ReportEdge, Stamp: p.store.Stamp, Use: p.store.Use,
 		},
-		Redis: p.redis, Wake: p.wake, MaxStale: p.cfg.authMaxStale, EdgeID: edgeID(), Registerer: p.reg, Logger: p.log,
+		Redis: p.redis, Wake: p.wake, MaxStale: p.cfg.authMaxStale, MaxKeys: p.cfg.authCacheKeys, MissesPerSecond: p.cfg.authMissesPerSecond, EdgeID: edgeID(), Registerer: p.reg, Logger: p.log,
 		DefaultLimits: p.cfg.defaultLimits, OnRevokedUse: p.noteMisuse,
 	})
 	return err
@@ -248,6 +248,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	defer endInner()
 	var background, servers errgroup.Group
 	if p.chain != nil {
+		p.signOn(ctx)
 		background.Go(func() error { return p.chain.Run(inner) })
 		background.Go(func() error { p.raiseMisuse(inner); return nil })
 		background.Go(func() error { p.keepRefusals(inner); return nil })
@@ -320,7 +321,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	endInner()
 	errs = append(errs, background.Wait())
 	if p.chain != nil {
-		// A revocation must not wait for an edge that has left. Should this fail, it is forgotten in ten seconds.
+		// A revocation must not wait for an edge that has left. Should this fail, it is pending in every answer until --auth-max-stale is over.
 		if err := p.store.ForgetEdge(stop, edgeID()); err != nil {
 			p.log.Warn("cannot sign off from the table of edges", "error", err)
 		}
@@ -448,6 +449,16 @@ func (c *config) kafkaTransport() (*kafka.Transport, error) {
 		return nil, err
 	}
 	return k.Transport()
+}
+
+// signOn has the edge counted before it serves anybody. A database that is away delays the start by a second and no more: nothing can be revoked there
+// meanwhile.
+func (p *process) signOn(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := p.chain.SignOn(ctx); err != nil {
+		p.log.Warn("cannot sign on to the table of edges; it is tried each second", "error", err)
+	}
 }
 
 // changed makes a change of a key hold for the very next request of this process, before the call that made it returns.
