@@ -27,8 +27,9 @@ type Refused struct {
 	Prefix    string    `json:"key_prefix"`
 	Path      string    `json:"path"`
 	UserAgent string    `json:"user_agent"`
-	RequestID string    `json:"request_id"` // of the last
-	Count     int64     `json:"count"`      // 1, but for what TakeRefusals put together
+	RequestID string    `json:"request_id"`    // of the last
+	Count     int64     `json:"count"`         // 1, but for what TakeRefusals put together
+	Seq       uint64    `json:"seq,omitempty"` // from 1; with Reason it is this process's alone
 }
 
 // refusals remembers the last refused requests. Those of keys that the edge knows have room of their own, so that a flood of strangers
@@ -52,6 +53,7 @@ type slot struct {
 
 func (g *ring) add(r Refused) {
 	seq := g.next.Add(1) - 1
+	r.Seq = seq + 1
 	g.slots[seq%keptRefusals].Store(&slot{seq, r})
 }
 

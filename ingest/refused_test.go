@@ -27,6 +27,9 @@ func TestRefusalsAreRemembered(t *testing.T) {
 	e.note(routes["/v1/logs"], refusedRequest(raw, "/v1/logs", ""), response{code: 200, reason: served})
 	e.note(routes["/v1/logs"], refusedRequest(raw, "/v1/logs", ""), response{code: 503, reason: kafkaAway})
 	all := e.Refusals()
+	if all[0].Seq == 0 || all[0].Seq == all[1].Seq {
+		t.Errorf("numbered %d and %d", all[0].Seq, all[1].Seq)
+	}
 	if len(all) != 4 || all[0].Prefix != key.Prefix() || all[0].Address != "192.0.2.1" || all[2].Prefix != "" || all[0].RequestID == "" {
 		t.Errorf("%+v", all)
 	}

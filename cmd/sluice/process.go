@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -465,39 +464,5 @@ func (p *process) signOn(ctx context.Context) {
 func (p *process) changed(ch auth.Change) {
 	if p.chain != nil {
 		p.chain.Apply(ch)
-	}
-}
-
-// A misuse is one use of a revoked key.
-type misuse struct {
-	rec    auth.Record
-	remote netip.Addr
-}
-
-// noteMisuse is called on a request's goroutine and must not wait: in a flood over many revoked keys some are left out, and come again in a minute.
-func (p *process) noteMisuse(rec auth.Record, remote netip.Addr) {
-	select {
-	case p.misuse <- misuse{rec, remote}:
-	default:
-		p.log.Warn("too many revoked keys are in use to raise a signal for each", "prefix", rec.Prefix)
-	}
-}
-
-// raiseMisuse raises key_misuse_detected until ctx ends.
-func (p *process) raiseMisuse(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case m := <-p.misuse:
-			if !p.firstMisuse(ctx, m.rec.Prefix) {
-				continue
-			}
-			call, cancel := context.WithTimeout(ctx, 5*time.Second)
-			if err := p.signalEdge.KeyMisuse(call, m.rec, m.remote); err != nil {
-				p.log.Warn("cannot raise key_misuse_detected", "prefix", m.rec.Prefix, "error", err)
-			}
-			cancel()
-		}
 	}
 }

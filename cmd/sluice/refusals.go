@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,21 +60,6 @@ func (p *process) serveRefusals(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"items": items}) // the client has gone; nobody is left to tell
 }
 
-// misuseGap is how far apart the edges of a fleet raise key_misuse_detected for one key.
-const misuseGap = time.Minute
-
-// firstMisuse reports whether this edge is the first of the fleet to see the misuse of a key within a minute. Without Redis each edge is: the
-// signal's id, which is the same within a calendar minute, then keeps Alerts to one or two.
-func (p *process) firstMisuse(ctx context.Context, prefix string) bool {
-	if p.redis == nil {
-		return true
-	}
-	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
-	defer cancel()
-	first, err := p.redis.SetNX(ctx, "sluice:misuse:"+prefix, 1, misuseGap).Result()
-	return err != nil || first
-}
-
 // A refusedView is how sluice tail --refused was asked.
 type refusedView struct {
 	fromStart, asJSON, once bool
@@ -121,8 +107,9 @@ func refusedByOps(ops string) refusalSource {
 		}
 		var out []refusalLine
 		for _, r := range page.Items {
+			// Not by its request id, which is the sender's to choose; nor by its number alone, which begins anew with the process.
 			if !r.At.Before(since) {
-				out = append(out, refusalLine{id: r.RequestID, Refused: r})
+				out = append(out, refusalLine{id: r.At.Format(time.RFC3339Nano) + "/" + r.Reason + "/" + strconv.FormatUint(r.Seq, 10), Refused: r})
 			}
 		}
 		return out[max(0, len(out)-limit):], nil
