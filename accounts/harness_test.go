@@ -141,6 +141,33 @@ func newDatabase(t *testing.T) string {
 	return u.String()
 }
 
+// deadlocks is how often PostgreSQL broke one, which the Store hides by trying again. It lets go of all connections: they count when they end.
+func (w *world) deadlocks(t *testing.T) int {
+	t.Helper()
+	if w.dialect != accounts.Postgres {
+		return 0
+	}
+	w.writer.SetMaxIdleConns(0)
+	w.reader.SetMaxIdleConns(0)
+	defer w.writer.SetMaxIdleConns(8)
+	defer w.reader.SetMaxIdleConns(8)
+	for deadline := time.Now().Add(time.Minute); ; {
+		var others, n int
+		err := w.reader.QueryRowContext(t.Context(), `SELECT (SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+			AND backend_type = 'client backend'), deadlocks FROM pg_stat_database WHERE datname = current_database()`).Scan(&others, &n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if others == 0 {
+			return n
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections do not end", others)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func ptr[T any](v T) *T { return &v }
 
 // create makes an account of acme.

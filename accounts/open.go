@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"modernc.org/sqlite"
@@ -147,6 +148,10 @@ func OpenSQLite(path string) (*sql.DB, *sql.DB, error) {
 	return writer, reader, nil
 }
 
+// idleInTransaction is how long PostgreSQL bears with a writer that is paused between two statements. writeTimeout does not run in a process that is
+// stopped, and its row must not be committed when edges have read past its time.
+const idleInTransaction = 20 * time.Second
+
 // OpenPostgres opens two pools on the primary at url, so that a slow page of the console cannot starve the look-ups of the edge. It does not connect:
 // an unreachable database is found by the first call. The caller closes both.
 func OpenPostgres(url string) (*sql.DB, *sql.DB, error) {
@@ -154,8 +159,8 @@ func OpenPostgres(url string) (*sql.DB, *sql.DB, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	open := func(conns int) *sql.DB {
-		db := stdlib.OpenDB(*cfg)
+	open := func(conns int, options ...stdlib.OptionOpenDB) *sql.DB {
+		db := stdlib.OpenDB(*cfg, options...)
 		db.SetMaxOpenConns(conns)
 		db.SetMaxIdleConns(conns / 2)
 		db.SetConnMaxIdleTime(5 * time.Minute)
@@ -163,5 +168,10 @@ func OpenPostgres(url string) (*sql.DB, *sql.DB, error) {
 		db.SetConnMaxLifetime(30 * time.Minute)
 		return db
 	}
-	return open(16), open(16), nil
+	// By a statement, not a start-up parameter, which PgBouncer refuses.
+	impatient := stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", idleInTransaction.Milliseconds()))
+		return err
+	})
+	return open(16, impatient), open(16), nil
 }

@@ -55,8 +55,8 @@ func (s *Store) Ping(ctx context.Context) error {
 }
 
 const (
-	// writeTimeout bounds every writing transaction, well below the 60 s of key_changes that edges read again: a row cannot be committed so
-	// late that an edge has read past its time.
+	// writeTimeout bounds every writing transaction, well below the 60 s of key_changes that edges read again, so that a row is not committed so
+	// late that an edge has read past its time. It does not run in a process that is stopped: see idleInTransaction.
 	writeTimeout = 10 * time.Second
 	// notifyTimeout bounds what follows a commit; the change stands without it, edges then learn of it by their poll.
 	notifyTimeout = 2 * time.Second

@@ -2,6 +2,7 @@ package accounts_test
 
 import (
 	"testing"
+	"time"
 
 	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
@@ -65,6 +66,35 @@ func TestLifeOfAnAccount(t *testing.T) {
 		}
 		if got := w.announced(); len(got) != 2 || got[0].Version >= got[1].Version {
 			t.Errorf("announced on edit and deletion: %v", got)
+		}
+	})
+}
+
+// A writer that is paused inside a transaction is cut off well before edges have read past its time.
+func TestPausedWriterIsCutOff(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		if w.dialect != accounts.Postgres {
+			return // one process, which is the edge as well
+		}
+		tx, err := w.writer.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback()
+		var seconds float64
+		err = tx.QueryRowContext(t.Context(), `SELECT EXTRACT(EPOCH FROM CAST(current_setting('idle_in_transaction_session_timeout') AS INTERVAL))`).Scan(&seconds)
+		if err != nil || seconds <= 0 || seconds > 30 {
+			t.Fatalf("the database waits for %v s, %v", seconds, err)
+		}
+		if _, err := tx.ExecContext(t.Context(), `SET LOCAL idle_in_transaction_session_timeout = '50ms'`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.ExecContext(t.Context(), `INSERT INTO key_changes (prefix, version, at) VALUES ('fsk_000000000000', 1, 1)`); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(500 * time.Millisecond) // it is this pause that is tested
+		if err := tx.Commit(); err == nil {
+			t.Error("committed after the pause")
 		}
 	})
 }

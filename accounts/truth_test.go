@@ -96,6 +96,9 @@ func TestStampsOfManyEdges(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		if n := w.deadlocks(t); n != 0 {
+			t.Errorf("%d deadlocks", n)
+		}
 		for _, table := range []string{"seen", "account_seen"} {
 			var count int
 			err := w.reader.QueryRowContext(ctx, `SELECT COUNT(*) FROM `+table+` WHERE first_at = $1 AND last_at = $2`,

@@ -114,6 +114,9 @@ func TestUsageFromManyEdges(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		if n := w.deadlocks(t); n != 0 {
+			t.Errorf("%d deadlocks", n)
+		}
 		for _, p := range prefixes {
 			u, err := w.AccountUsage(t.Context(), "acme", ids[p], time.Time{}, time.Time{})
 			if err != nil || u.Keys[0].Total.Accepted != edges*rounds || len(u.Keys[0].Senders) > auth.MaxSendersOfAKey {

@@ -189,18 +189,18 @@ func (w *world) zipf(ctx context.Context, o options) (zipfResult, error) {
 	const workers = 8
 	touched := make([]atomic.Bool, len(w.keys))
 	var unavailable atomic.Int64
-	run := func(n int, all, l1 *timings) error {
+	run := func(n int, tiers map[string]*timings) error {
 		var wg sync.WaitGroup
 		var failed atomic.Pointer[error]
 		for id := range workers {
 			wg.Go(func() {
 				draw := rand.NewZipf(rand.New(rand.NewPCG(uint64(id), uint64(n))), o.zipf, 1, uint64(len(w.keys)-1))
-				var mine, fast []time.Duration
+				mine := map[string][]time.Duration{}
 				for i := 0; i < n/workers && ctx.Err() == nil; i++ {
 					at := draw.Uint64()
 					touched[at].Store(true)
 					began := time.Now()
-					_, err := c.Authenticate(ctx, auth.Credentials{Key: w.keys[at]}, somewhere)
+					who, err := c.Authenticate(ctx, auth.Credentials{Key: w.keys[at]}, somewhere)
 					took := time.Since(began)
 					if errors.Is(err, auth.ErrUnavailable) {
 						unavailable.Add(1) // the database took longer than half a second: a client would send again
@@ -210,14 +210,14 @@ func (w *world) zipf(ctx context.Context, o options) (zipfResult, error) {
 						failed.Store(&err)
 						return
 					}
-					mine = append(mine, took)
-					// Nothing that asks Redis takes less than this, hardly anything in memory more.
-					if took < 15*time.Microsecond {
-						fast = append(fast, took)
+					mine[who.Tier()] = append(mine[who.Tier()], took)
+				}
+				for name, took := range mine {
+					tiers["all"].add(took...)
+					if t := tiers[name]; t != nil {
+						t.add(took...)
 					}
 				}
-				all.add(mine...)
-				l1.add(fast...)
 			})
 		}
 		wg.Wait()
@@ -227,40 +227,35 @@ func (w *world) zipf(ctx context.Context, o options) (zipfResult, error) {
 		return ctx.Err()
 	}
 	r.Warm = o.lookups / 3
-	var all, l1 timings
-	if err := run(r.Warm, &all, &l1); err != nil {
+	// What answered, and how long whoever asked waited for it, the tiers before it included.
+	names := []string{"l1", "redis", "postgres", "all"}
+	tiers := map[string]*timings{}
+	for _, name := range names {
+		tiers[name] = new(timings)
+	}
+	if err := run(r.Warm, tiers); err != nil {
 		return r, err
 	}
-	before := c.lookups()
-	all.reset()
-	l1.reset()
-	w.took.reset()
+	for _, t := range tiers {
+		t.reset()
+	}
 	r.Lookups = o.lookups - r.Warm
 	unavailable.Store(0)
 	began := time.Now()
-	if err := run(r.Lookups, &all, &l1); err != nil {
+	if err := run(r.Lookups, tiers); err != nil {
 		return r, err
 	}
 	log.Printf("%d look-ups by %d workers in %v", r.Lookups, workers, time.Since(began).Round(time.Millisecond))
-	after := c.lookups()
 	r.Unavailable = unavailable.Load()
 	for i := range touched {
 		if touched[i].Load() {
 			r.Touched++
 		}
 	}
-	redis := timings{all: slices.DeleteFunc(slices.Clone(all.all), func(d time.Duration) bool { return d < 15*time.Microsecond })}
-	for _, t := range []struct {
-		name  string
-		count string
-		of    *timings
-	}{{"l1", "hit l1", &l1}, {"redis", "hit redis", &redis}, {"postgres", "hit truth", &w.took}, {"all", "", &all}} {
-		n := after[t.count] - before[t.count]
-		if t.count == "" {
-			n = len(all.all)
-		}
-		p50, p99 := t.of.percentiles()
-		r.Tiers = append(r.Tiers, tier{Tier: t.name, Answers: n, Share: float64(n) / float64(r.Lookups), P50us: p50, P99us: p99})
+	for _, name := range names {
+		n := len(tiers[name].all)
+		p50, p99 := tiers[name].percentiles()
+		r.Tiers = append(r.Tiers, tier{Tier: name, Answers: n, Share: float64(n) / float64(r.Lookups), P50us: p50, P99us: p99})
 	}
 	return r, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -74,7 +75,8 @@ func TestUsageAndSightings(t *testing.T) {
 	}
 	watching, stopWatching := context.WithCancel(t.Context())
 	var watcher sync.WaitGroup
-	watcher.Go(func() { f.watchSightings(watching) })
+	saw := 0
+	watcher.Go(func() { saw = f.watchSightings(watching) })
 	// A name that the filter drops, one that it takes, one that is no name at all.
 	const body = `[{"type":"personal_use_company_account"},{"type":"forecast_breach"},{"type":"forecast_breach"},{"type":"4 no type"}]`
 	var wg sync.WaitGroup
@@ -121,6 +123,9 @@ func TestUsageAndSightings(t *testing.T) {
 	}
 	stopWatching()
 	watcher.Wait()
+	if saw < 10*accountsN {
+		t.Errorf("the watcher saw %d sightings move or stay", saw)
+	}
 	var sum auth.Usage
 	var worst time.Duration
 	for _, j := range jobs {
@@ -154,32 +159,40 @@ func TestUsageAndSightings(t *testing.T) {
 	}
 }
 
-// watchSightings reads all sightings again and again: first, once it is there, never rises, and last never falls.
-func (f *fleet) watchSightings(ctx context.Context) {
+// watchSightings reads all sightings again and again: first, once it is there, never rises, and last never falls. It returns how many it compared with
+// what they were before.
+func (f *fleet) watchSightings(ctx context.Context) (compared int) {
 	type seen struct{ first, last int64 }
 	last := map[string]seen{}
 	for ctx.Err() == nil {
 		rows, err := f.db.QueryContext(ctx, `SELECT prefix, first_at, last_at FROM seen UNION ALL SELECT account_id, first_at, last_at FROM account_seen`)
-		if err != nil {
-			return // it is over
-		}
-		for rows.Next() {
+		for err == nil && rows.Next() {
 			var id string
 			var now seen
-			if rows.Scan(&id, &now.first, &now.last) != nil {
+			if err = rows.Scan(&id, &now.first, &now.last); err != nil {
 				break
 			}
-			if old, ok := last[id]; ok && (old.first != 0 && now.first > old.first || now.last < old.last) {
+			old, ok := last[id]
+			if ok {
+				compared++
+			}
+			if ok && (old.first != 0 && now.first > old.first || now.last < old.last) {
 				f.t.Errorf("%s went from %v to %v", id, old, now)
 			}
 			last[id] = now
 		}
-		_ = rows.Close()
+		if rows != nil {
+			err = errors.Join(err, rows.Err(), rows.Close())
+		}
+		if err != nil && ctx.Err() == nil {
+			f.t.Errorf("watch the sightings: %v", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+	return compared
 }
 
 // TestLimitsAcrossKeys sends one key at ten times its limit while another sends at a calm pace: the first gets 429, every request of the
