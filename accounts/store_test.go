@@ -1,6 +1,7 @@
 package accounts_test
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -95,6 +96,39 @@ func TestPausedWriterIsCutOff(t *testing.T) {
 		time.Sleep(500 * time.Millisecond) // it is this pause that is tested
 		if err := tx.Commit(); err == nil {
 			t.Error("committed after the pause")
+		}
+	})
+}
+
+// What deadlocks counts is there to be counted.
+func TestDeadlocksAreSeen(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		if w.dialect != accounts.Postgres {
+			return // one writer
+		}
+		a, b := w.create(t, "a", "production").Account.KeyPrefix, w.create(t, "b", "production").Account.KeyPrefix
+		var both, done sync.WaitGroup
+		both.Add(2)
+		for _, order := range [][2]string{{a, b}, {b, a}} {
+			done.Go(func() {
+				tx, err := w.writer.BeginTx(t.Context(), nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer tx.Rollback()
+				_, err = tx.ExecContext(t.Context(), `UPDATE keys SET version = version WHERE prefix = $1`, order[0])
+				if err != nil {
+					t.Error(err)
+				}
+				both.Done()
+				both.Wait()
+				_, _ = tx.ExecContext(t.Context(), `UPDATE keys SET version = version WHERE prefix = $1`, order[1]) // one of the two is refused
+			})
+		}
+		done.Wait()
+		if n := w.deadlocks(t); n != 1 {
+			t.Errorf("%d deadlocks are counted", n)
 		}
 	})
 }
