@@ -257,6 +257,7 @@ func answerGRPC(w http.ResponseWriter, r *request, res response) {
 	h.Set("Content-Type", typeGRPC)
 	h.Set("X-Request-Id", r.id.String())
 	h["Date"] = nil
+	setRateLimit(h.Set, res.limit)
 	if res.code == 200 {
 		out := make([]byte, 5, 5+len(res.body))
 		binary.BigEndian.PutUint32(out[1:], uint32(len(res.body)))

@@ -115,6 +115,31 @@ func TestGRPCTelemetryArrivesWithBadge(t *testing.T) {
 	e.balanced()
 }
 
+// A key over its own limit is told so as by HTTP, in metadata of the same names.
+func TestGRPCLimits(t *testing.T) {
+	e := startEdge(t)
+	slow := service(auth.Production)
+	slow.Limits.RequestsPerSecond = 5
+	key, client := e.add(slow), collogs.NewLogsServiceClient(e.dial())
+	for range 50 {
+		var header, trailer metadata.MD
+		_, err := client.Export(withKey(t, "x-flowstate-key", key), logsRequest(logRecord("a")), grpc.Header(&header), grpc.Trailer(&trailer))
+		all := metadata.Join(header, trailer) // a status alone is a trailer to grpc-go
+		policy, left := strings.Join(all["ratelimit-policy"], ","), strings.Join(all["ratelimit"], ",")
+		if policy != `"requests";q=5;w=1` || !strings.HasPrefix(left, `"requests";r=`) {
+			t.Fatalf("%v: metadata %v", err, all)
+		}
+		if err == nil {
+			continue
+		}
+		if code, retry := rpcCode(err); code != codes.ResourceExhausted || retry == 0 || !strings.HasPrefix(left, `"requests";r=0;`) {
+			t.Errorf("%v, again after %v: %s", err, retry, left)
+		}
+		return
+	}
+	t.Error("50 requests at 5 a second were never refused")
+}
+
 // Requests under way are finished when the server stops, and clients are told to go elsewhere.
 func TestGRPCStopsGracefully(t *testing.T) {
 	e := startEdge(t)

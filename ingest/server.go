@@ -17,6 +17,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/signals"
 )
 
@@ -247,12 +248,17 @@ func (s *Server) write(ctx *fasthttp.RequestCtx, r *request, res response) {
 	if res.challenge {
 		h.Set("WWW-Authenticate", `Bearer realm="sluice"`)
 	}
-	if res.limit.Limit > 0 {
-		// draft-ietf-httpapi-ratelimit-headers: what the limit is, what is left of it, and seconds until it is whole again.
-		h.Set("RateLimit-Policy", fmt.Sprintf("%q;q=%d;w=1", res.limit.By, res.limit.Limit))
-		h.Set("RateLimit", fmt.Sprintf("%q;r=%d;t=%d", res.limit.By, res.limit.Remaining, int(math.Ceil(res.limit.Reset.Seconds()))))
-	}
+	setRateLimit(h.Set, res.limit)
 	ctx.Response.SetBody(res.body) // a copy: it may be the request's own room
+}
+
+// setRateLimit sets the headers of draft-ietf-httpapi-ratelimit-headers: what the limit is, what is left of it, and seconds until it is whole again.
+func setRateLimit(set func(name, value string), d auth.Decision) {
+	if d.Limit == 0 {
+		return
+	}
+	set("RateLimit-Policy", fmt.Sprintf("%q;q=%d;w=1", d.By, d.Limit))
+	set("RateLimit", fmt.Sprintf("%q;r=%d;t=%d", d.By, d.Remaining, int(math.Ceil(d.Reset.Seconds()))))
 }
 
 // remote is the sender's address: the connection's, or what a trusted proxy says it is.
