@@ -57,6 +57,16 @@ func (e *edge) id(t *testing.T) string {
 
 var tester = accounts.By{Actor: "tests@acme.example", Via: "cli"}
 
+// redisDatabases are those of the Redis server that no fleet has, but for 0 and 15, which other tests use. A Redis belongs to one PostgreSQL database: the word
+// of another fleet, that all changes are in Redis, would keep the keys of this one alive.
+var redisDatabases = func() chan int {
+	free := make(chan int, 14)
+	for n := range cap(free) {
+		free <- n + 1
+	}
+	return free
+}()
+
 // newFleet migrates a database and topics of its own. It starts nothing yet.
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
@@ -69,7 +79,9 @@ func newFleet(t *testing.T) *fleet {
 		t.Skip("TEST_DATABASE_URL, TEST_REDIS_URL and TEST_KAFKA_BROKERS are not set")
 	}
 	if u, err := url.Parse(f.redis); err == nil && strings.Trim(u.Path, "/") == "" {
-		u.Path = "/" + strconv.Itoa(1+rand.IntN(15)) // a Redis belongs to one database's keys
+		n := <-redisDatabases
+		t.Cleanup(func() { redisDatabases <- n })
+		u.Path = "/" + strconv.Itoa(n)
 		f.redis = u.String()
 	}
 	admin := f.open(base)
@@ -244,7 +256,11 @@ const (
 
 // send posts a signal and returns the code of the answer.
 func (e *edge) send(ctx context.Context, key, body string) (int, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.edge+"/v1/signals", strings.NewReader(body))
+	return e.post(ctx, "/v1/signals", key, body)
+}
+
+func (e *edge) post(ctx context.Context, path, key, body string) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.edge+path, strings.NewReader(body))
 	if err != nil {
 		return 0, err
 	}

@@ -55,13 +55,15 @@ func (f *fleet) usageOf(id string) auth.Usage {
 	return sum
 }
 
-// TestUsageAndSightings sends as many accounts through two edges at once. Afterwards the usage of each key is what was sent, all of it is what
-// the ledgers of the edges say, and first and last seen of keys and accounts are right to the second. A watcher sees neither move the wrong way.
+// TestUsageAndSightings sends as many accounts through two edges at once, signals and OTLP, and through a third that has no Kafka and no spool. Afterwards
+// the usage of each key is what was sent, all of it is what the ledgers of the edges say, and first and last seen of keys and accounts are right to the
+// second. A watcher sees neither move the wrong way.
 func TestUsageAndSightings(t *testing.T) {
 	const accountsN, perEdge = 20, 15
 	f := newFleet(t)
 	f.start("", "--roles=edge")
 	f.start("", "--roles=edge")
+	cut := f.start("", "--roles=edge", "--kafka-brokers=127.0.0.1:1")
 	type job struct {
 		id, key, prefix string
 		mu              sync.Mutex
@@ -79,13 +81,35 @@ func TestUsageAndSightings(t *testing.T) {
 	watcher.Go(func() { saw = f.watchSightings(watching) })
 	// A name that the filter drops, one that it takes, one that is no name at all.
 	const body = `[{"type":"personal_use_company_account"},{"type":"forecast_breach"},{"type":"forecast_breach"},{"type":"4 no type"}]`
+	// The same, with a record that is no signal.
+	const otlp = `{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"a line"}},
+		{"eventName":"flowstate.signal","attributes":[{"key":"signal.type","value":{"stringValue":"personal_use_company_account"}}]},
+		{"eventName":"flowstate.signal","attributes":[{"key":"signal.type","value":{"stringValue":"forecast_breach"}}]},
+		{"eventName":"flowstate.signal","attributes":[{"key":"signal.type","value":{"stringValue":"4 no type"}}]}]}]}]}`
 	var wg sync.WaitGroup
-	for _, e := range f.edges {
+	for _, j := range jobs {
+		wg.Go(func() {
+			for path, body := range map[string]string{"/v1/signals": body, "/v1/logs": otlp} {
+				if code, err := cut.post(t.Context(), path, j.key, body); err != nil || code != http.StatusServiceUnavailable {
+					t.Errorf("without Kafka: %d, %v", code, err)
+					return
+				}
+				j.mu.Lock()
+				j.want.Add(auth.Usage{Requests: 1, Unavailable: 2, Filtered: 1, Invalid: 1, Bytes: int64(len(body))})
+				j.mu.Unlock()
+			}
+		})
+	}
+	for _, e := range f.edges[:2] {
 		for _, j := range jobs {
 			wg.Go(func() {
-				for range perEdge {
+				for n := range perEdge {
+					path, body := "/v1/signals", body
+					if n%3 == 0 {
+						path, body = "/v1/logs", otlp
+					}
 					before := time.Now()
-					code, err := e.send(t.Context(), j.key, body)
+					code, err := e.post(t.Context(), path, j.key, body)
 					after := time.Now()
 					if err != nil || code != http.StatusOK {
 						t.Errorf("%d, %v", code, err)
@@ -153,8 +177,8 @@ func TestUsageAndSightings(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("2 edges, %d keys: usage %+v, ledgers %v; first and last seen off by %v at most", accountsN, sum, ledger, worst)
-	if sum.Accepted != ledger["accepted"] || sum.Filtered != ledger["filtered"] || sum.Invalid != ledger["invalid"] || sum.Unavailable != ledger["unavailable"] {
+	t.Logf("3 edges, %d keys: usage %+v, ledgers %v; first and last seen off by %v at most", accountsN, sum, ledger, worst)
+	if sum.Accepted != ledger["accepted"] || sum.Filtered != ledger["filtered"] || sum.Invalid != ledger["invalid"] || sum.Unavailable != ledger["unavailable"] || sum.Unavailable == 0 {
 		t.Errorf("usage %+v is not the ledgers' %v", sum, ledger)
 	}
 }
