@@ -95,7 +95,7 @@ func TestUsageAndSightings(t *testing.T) {
 					return
 				}
 				j.mu.Lock()
-				j.want.Add(auth.Usage{Requests: 1, Unavailable: 2, Filtered: 1, Invalid: 1, Bytes: int64(len(body))})
+				j.want.Add(auth.Usage{Requests: 1, Unavailable: 4, Bytes: int64(len(body))}) // the answer speaks of all or nothing
 				j.mu.Unlock()
 			}
 		})
