@@ -98,7 +98,7 @@ type revocationView struct {
 func (r revocationView) String() string {
 	s := fmt.Sprintf("refused by %d of %d edges.\n", r.Confirmed, r.Edges)
 	for _, p := range r.Pending {
-		s += fmt.Sprintf("%s, last heard of at %s, has not said so yet; it may accept the key until %s, or until %s if it reaches neither the database nor Redis.\n",
+		s += fmt.Sprintf("%s, last heard of at %s, has not said so. If it was killed it accepts nothing; if it is frozen or cut off it may accept the key until %s, or until %s if it reaches neither the database nor Redis.\n",
 			p.Edge, when(&p.Seen), when(&p.Until), when(&p.UntilCutOff))
 	}
 	return s
