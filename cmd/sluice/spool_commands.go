@@ -108,7 +108,7 @@ func needsDir(cmd *cobra.Command, dir *string) {
 		if *dir == "" {
 			return usagef("--dir is needed")
 		}
-		return nil
+		return spool.Check(*dir)
 	}
 }
 

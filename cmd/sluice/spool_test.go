@@ -81,6 +81,23 @@ func TestSpoolCommands(t *testing.T) {
 	if code != 0 || !strings.Contains(out, "topic ai_signals: 10 records wait") || !strings.Contains(out, "topic gone: 10 records wait") {
 		t.Errorf("verify: %d\n%s", code, out)
 	}
+	// Asked about the volume around it, none of them says that nothing waits.
+	for _, command := range []string{"ls", "verify", "drain"} {
+		around := t.TempDir()
+		args := []string{"spool", command, "--dir", around}
+		if command == "drain" {
+			args = append(args, kafka)
+		}
+		if code, _, errOut := sluice(t, args...); code == 0 || !strings.Contains(errOut, "neither segments nor a lock") {
+			t.Errorf("%s of an empty directory: %d %s", command, code, errOut)
+		}
+		if err := os.CopyFS(filepath.Join(around, "log"), os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if code, _, errOut := sluice(t, args...); code == 0 || !strings.Contains(errOut, "there is one in "+filepath.Join(around, "log")) {
+			t.Errorf("%s of the directory around a spool: %d %s", command, code, errOut)
+		}
+	}
 	damage(t, dir, "value-4")
 	code, out, errOut := sluice(t, "spool", "verify", "--dir", dir)
 	if code != 1 || !strings.Contains(out, "damaged:") || !strings.Contains(out, "1 records lost") || !strings.Contains(errOut, "is damaged") {

@@ -3,8 +3,10 @@ package spool
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -32,6 +34,31 @@ type Damage struct {
 // OK reports whether nothing is wrong with the segment. A torn tail is not wrong.
 func (s *SegmentInfo) OK() bool {
 	return s.Err == nil && len(s.Damage) == 0 && !s.AckDamaged
+}
+
+// ErrNoSpool is the error for a directory that is none: no process has had a spool there, nor was anything put aside.
+var ErrNoSpool = errors.New("no spool")
+
+// Check returns ErrNoSpool, with where there is one, for a directory that holds neither segments nor a spool's lock: whoever asks about the wrong
+// directory, such as the volume around it, must not read that nothing waits.
+func Check(dir string) error {
+	segs, err := listSegments(dir)
+	if err != nil {
+		return err
+	}
+	if len(segs) > 0 || hasLock(dir) || filepath.Base(filepath.Clean(dir)) == "quarantine" && hasLock(filepath.Dir(filepath.Clean(dir))) {
+		return nil
+	}
+	below, err := filepath.Glob(filepath.Join(dir, "*", "lock"))
+	if err == nil && len(below) > 0 {
+		return fmt.Errorf("%s is %w; there is one in %s", dir, ErrNoSpool, filepath.Dir(below[0]))
+	}
+	return fmt.Errorf("%s is %w: it holds neither segments nor a lock", dir, ErrNoSpool)
+}
+
+func hasLock(dir string) bool {
+	info, err := os.Stat(filepath.Join(dir, "lock"))
+	return err == nil && info.Mode().IsRegular()
 }
 
 // Ls describes the segments of a spool or quarantine directory by their frames' headers. It takes no lock and changes nothing.
