@@ -34,7 +34,7 @@ func run() int {
 		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
 		return 2
 	case errors.As(err, &left):
-		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", left)
+		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
 		return 3
 	default:
 		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -331,7 +330,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	p.tracing.stop(stop)
 	errs = append(errs, wrapErr("stop ops", p.ops.Shutdown(stop)))
 	_ = servers.Wait() // its error came by failed
-	return cmp.Or(errors.Join(errs...), p.durable.left)
+	return errors.Join(append(errs, p.durable.left)...) // what is left decides the exit status, whatever else went wrong
 }
 
 func wrapErr(what string, err error) error {
