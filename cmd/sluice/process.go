@@ -329,7 +329,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	}
 	p.tracing.stop(stop)
 	errs = append(errs, wrapErr("stop ops", p.ops.Shutdown(stop)))
-	_ = servers.Wait() // its error came by failed
+	_ = servers.Wait()                                  // its error came by failed
 	return errors.Join(append(errs, p.durable.left)...) // what is left decides the exit status, whatever else went wrong
 }
 
