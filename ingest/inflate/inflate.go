@@ -36,6 +36,7 @@ type Decoder struct {
 
 	literals  [literalSize]entry
 	distances [distanceSize]entry
+	isFixed   bool                              // both are those of a block that brings no codes
 	lengths   [maxLiterals + maxDistances]uint8 // of the codes of both, one list after the other
 }
 

@@ -40,3 +40,18 @@ func BenchmarkGunzip(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkEmptyBlocks is of a body that is nothing but blocks of ten bits, with fixed codes and without content: what a block costs beside its content.
+func BenchmarkEmptyBlocks(b *testing.B) {
+	src := make([]byte, 64<<10)
+	for i := 0; i+10 <= 8*len(src); i += 10 {
+		src[(i+1)/8] |= 1 << ((i + 1) % 8) // not the last, fixed codes, and the end's seven zeros
+	}
+	b.SetBytes(int64(len(src)))
+	var d Decoder
+	for b.Loop() {
+		if out, err := d.inflate(src, 1); len(out) > 0 || err == nil {
+			b.Fatal("there is no last block")
+		}
+	}
+}

@@ -223,9 +223,18 @@ var fixedLengths = func() (list [maxLiterals + maxDistances]uint8) {
 	return list
 }()
 
-func (d *Decoder) fixed() {
+// fixedTables are built once: a block of this kind may be ten bits long, and must not cost more than it says.
+var fixedTables = func() *Decoder {
+	d := new(Decoder)
 	if !d.tables(fixedLengths[:maxLiterals], fixedLengths[maxLiterals:]) {
 		panic("BUG: the fixed codes are none")
+	}
+	return d
+}()
+
+func (d *Decoder) fixed() {
+	if !d.isFixed {
+		d.literals, d.distances, d.isFixed = fixedTables.literals, fixedTables.distances, true
 	}
 }
 
@@ -248,6 +257,7 @@ var lengthEntries = func() (list [19]entry) {
 
 // dynamic reads the codes that a block brings along.
 func (d *Decoder) dynamic() error {
+	d.isFixed = false
 	head, ok := d.take(14)
 	if !ok {
 		return ErrTruncated
