@@ -186,6 +186,7 @@ func NewProducer(cfg ProducerConfig) (*Producer, error) {
 	p.wg.Add(2)
 	go p.watch()
 	go p.sweep()
+	go p.write()
 	return p, nil
 }
 
@@ -227,7 +228,8 @@ func (p *Producer) produce(ctx context.Context, deadline time.Time, use *keyUse,
 		p.recycle(c)
 		return err
 	}
-	slot, err := p.enqueue(c, msgs, now, !deadline.IsZero() && wait >= p.attempt())
+	now = time.Now() // finding the partitions may have taken a while
+	slot, err := p.enqueue(c, msgs, now, !deadline.IsZero() && c.until.Sub(now) >= p.attempt())
 	if err != nil {
 		p.recycle(c)
 		return err

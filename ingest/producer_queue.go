@@ -491,7 +491,7 @@ func (p *Producer) putBatch(bt *produceBatch) {
 }
 
 // sweep ends the waits that are over, drops what has waited too long for partitions that nobody serves, so that its bytes are given back, has
-// a second slot help where the first is held up, and writes the log for those who hold p.mu.
+// a second slot help where the first is held up.
 func (p *Producer) sweep() {
 	defer p.wg.Done()
 	tick := time.NewTicker(max(p.cfg.Timeout/80, 10*time.Millisecond))
@@ -500,8 +500,6 @@ func (p *Producer) sweep() {
 		select {
 		case <-p.ctx.Done():
 			return
-		case l := <-p.lines:
-			p.log.LogAttrs(p.ctx, slog.LevelWarn, l.msg, l.attrs...)
 		case now := <-tick.C:
 			p.mu.Lock()
 			for _, parts := range p.topics {
@@ -516,6 +514,18 @@ func (p *Producer) sweep() {
 			}
 			p.waiting.hurry(now)
 			p.mu.Unlock()
+		}
+	}
+}
+
+// write writes the log for those who hold p.mu. It has a goroutine of its own, for which Close does not wait: a log that blocks holds up nobody.
+func (p *Producer) write() {
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case l := <-p.lines:
+			p.log.LogAttrs(p.ctx, slog.LevelWarn, l.msg, l.attrs...)
 		}
 	}
 }
