@@ -220,9 +220,16 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 // dropped is how much of a refused body is read for the sake of the connection.
 const dropped = 64 << 10
 
+// answerSoon gives an answer its time to be written. fasthttp does so before those of handle only: the others would be written under the deadline of the
+// answer before, which is over on a connection that was idle.
+func answerSoon(ctx *fasthttp.RequestCtx) {
+	_ = ctx.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)) // a closed connection says so when it is written to
+}
+
 // expect answers "Expect: 100-continue": a request that is refused without its body need not send it.
 func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	ours(ctx.Conn()).linger.Store(true) // a client may send without waiting; handle takes it back
+	answerSoon(ctx)
 	r := s.take()
 	defer s.put(r)
 	s.request(ctx, r)
@@ -272,6 +279,7 @@ func (s *Server) remote(ctx *fasthttp.RequestCtx) netip.Addr {
 
 // unreadable answers what fasthttp could not read. Its own handler would call all of it 400.
 func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
+	answerSoon(ctx)
 	r := &request{id: newRequestID(), received: time.Now(), path: ctx.Path(), contentType: ctx.Request.Header.ContentType(), length: -1}
 	if strings.HasPrefix(string(ctx.Method()), "PRI") || strings.Contains(err.Error(), "PRI * HTTP/2.0") {
 		s.http2(ctx, s.remote(ctx))
