@@ -116,7 +116,7 @@ func build(table []entry, size uint, lengths []uint8, meanings []entry) bool {
 			next[n]++
 		}
 	}
-	if left = 1<<longest - spent(&count, longest); left != 0 {
+	if left != 0 {
 		if longest != 1 {
 			return false
 		}
@@ -126,20 +126,12 @@ func build(table []entry, size uint, lengths []uint8, meanings []entry) bool {
 		}
 		return true
 	}
-	return codes(table, size, &count, order[:first[maxCode+1]], meanings)
+	fillComplete(table, size, &count, order[:first[maxCode+1]], meanings)
+	return true
 }
 
-// spent is how many of the codes of so many bits the lengths up to it take.
-func spent(count *[maxCode + 1]int, longest uint) int {
-	n := 0
-	for i := uint(1); i <= longest; i++ {
-		n += count[i] << (longest - i)
-	}
-	return n
-}
-
-// codes is the part of build for a complete code. Codes are counted up from their highest bit, but come lowest bit first: so code is kept reversed.
-func codes(table []entry, size uint, count *[maxCode + 1]int, order []uint16, meanings []entry) bool {
+// fillComplete is the part of build for a complete code. Codes are counted up from their highest bit, but come lowest bit first: so code is kept reversed.
+func fillComplete(table []entry, size uint, count *[maxCode + 1]int, order []uint16, meanings []entry) {
 	code, filled := uint(0), uint(1) // table[:filled] repeats for every longer index
 	n := uint(0)
 	at := 0
@@ -158,7 +150,7 @@ func codes(table []entry, size uint, count *[maxCode + 1]int, order []uint16, me
 			copy(table[filled:2*filled], table[:filled])
 			filled *= 2
 		}
-		return true
+		return
 	}
 	// The longer ones, in tables behind: from here on code's lowest bits are where its table is linked, and it never comes back to them.
 	free := uint(1) << size
@@ -185,7 +177,6 @@ func codes(table []entry, size uint, count *[maxCode + 1]int, order []uint16, me
 			code = after(code, n)
 		}
 	}
-	return true
 }
 
 // after is the reversed code of n bits that follows code; after the last one it is 0.
