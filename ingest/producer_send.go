@@ -126,6 +126,9 @@ func (s *kafkaSlot) settle(res *produce.Response, err error) {
 	stale := err != nil
 	now := time.Now()
 	s.since = now // what it has become ready by this is its own to send
+	if err != nil {
+		s.b.doubt, s.b.doubtSince = p.round.Load(), now
+	}
 	for i, bt := range s.batches {
 		s.batches[i] = nil
 		part, failure := bt.part, err

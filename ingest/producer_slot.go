@@ -16,6 +16,7 @@ import (
 const (
 	slotsPerBroker = 2
 	patience       = 10 * time.Millisecond
+	doubtHolds     = time.Second
 )
 
 // A kafkaBroker leads some of our partitions. Fields without atomics are guarded by Producer.mu.
@@ -31,6 +32,11 @@ type kafkaBroker struct {
 	slots   [slotsPerBroker]*kafkaSlot
 	ready   []*kafkaPartition // partitions with something to send
 	retired bool
+
+	// After an attempt that got no answer nothing is sent until the leaders are looked up, for doubtHolds at most: with the broker its partitions have
+	// perhaps moved, and what a slot has taken can go nowhere else before the attempt has ended.
+	doubt      *metaRound
+	doubtSince time.Time
 }
 
 // newBroker starts a broker's slots; it is called with p.mu held.
@@ -61,9 +67,26 @@ func (b *kafkaBroker) retire() {
 	}
 }
 
-// claim takes a slot that may send what is ready, if there is one: whoever gets it gathers, and sends. It is called with p.mu held.
+// doubted says whether it is to be found out first who leads the broker's partitions. It is called with p.mu held.
+func (b *kafkaBroker) doubted(now time.Time) bool {
+	if b.doubt == nil {
+		return false
+	}
+	select {
+	case <-b.doubt.done:
+	default:
+		if now.Sub(b.doubtSince) < doubtHolds {
+			return true
+		}
+	}
+	b.doubt = nil
+	return false
+}
+
+// claim takes a slot that may send what is ready, if there is one: whoever gets it gathers, and sends. Where there is none the sweep tries again. It is
+// called with p.mu held.
 func (b *kafkaBroker) claim(now time.Time) *kafkaSlot {
-	if b.retired {
+	if b.retired || b.doubted(now) {
 		return nil
 	}
 	for i, s := range b.slots {
@@ -186,7 +209,9 @@ func (s *kafkaSlot) next() bool {
 	p := s.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.gather(time.Now())
+	if now := time.Now(); !s.b.doubted(now) {
+		s.gather(now)
+	}
 	s.busy = len(s.batches) > 0
 	return s.busy
 }
