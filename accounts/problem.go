@@ -46,7 +46,7 @@ func problemOf(err error) *Problem {
 	case errors.As(err, &p):
 		return p
 	case errors.As(err, &inv):
-		return &Problem{Status: http.StatusBadRequest, Code: codeInvalid, Detail: "Some of what was sent is not acceptable; errors says which.", Fields: inv.Fields}
+		return &Problem{Status: http.StatusBadRequest, Code: codeInvalid, Detail: "Some of what was sent is not acceptable; errors has what and why.", Fields: inv.Fields}
 	case errors.As(err, &tooLarge):
 		return &Problem{Status: http.StatusRequestEntityTooLarge, Code: codeTooLarge, Detail: "The body is over " + strconv.FormatInt(tooLarge.Limit, 10) + " bytes."}
 	case errors.Is(err, ErrNotFound), errors.Is(err, ErrUnknownOrg):

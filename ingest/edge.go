@@ -212,7 +212,7 @@ func (e *Edge) count(rt route, r *request, res response) response {
 		return res
 	}
 	level := slog.LevelDebug
-	if res.code >= 500 && res.reason != kafkaAway && res.reason != overloaded {
+	if res.code >= 500 {
 		level = slog.LevelWarn
 	}
 	if e.log.Enabled(context.Background(), level) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,44 @@ func TestCloseFlushes(t *testing.T) {
 	}
 	if err := produceOne(p, "k", "v"); !errors.Is(err, ErrProducerClosed) || !errors.Is(err, ErrKafkaUnavailable) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// blockedLog is a log whose reader has stopped reading.
+type blockedLog struct{ stuck chan struct{} }
+
+func (blockedLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l blockedLog) Handle(context.Context, slog.Record) error {
+	<-l.stuck
+	return nil
+}
+func (l blockedLog) WithAttrs([]slog.Attr) slog.Handler { return l }
+func (l blockedLog) WithGroup(string) slog.Handler      { return l }
+
+// What there is to say of one message holds up no other, nor the end.
+func TestLogThatBlocks(t *testing.T) {
+	l := blockedLog{make(chan struct{})}
+	defer close(l.stuck)
+	c := newFake(t)
+	cfg := brokersOf(c)
+	cfg.Logger = slog.New(l)
+	p := startProducer(t, cfg)
+	for _, code := range []*kerr.Error{kerr.MessageTooLarge, kerr.InvalidRecord, kerr.MessageTooLarge} {
+		c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: 1})
+		var refused *RefusedError
+		if err := produceOne(p, "k", "bad"); !errors.As(err, &refused) {
+			t.Errorf("%v: %v", code, err)
+		}
+	}
+	for i := range 20 {
+		if err := produceOne(p, fmt.Sprint(i), "v"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := p.Close(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -29,6 +29,8 @@ type ServerConfig struct {
 	BodyTimeout   time.Duration // for its body; default 30 s
 	IdleTimeout   time.Duration // of a connection kept alive; default 2 min
 	Logger        *slog.Logger
+
+	writeTimeout time.Duration // of one answer; default writeTimeout
 }
 
 // A Server is the HTTP listener of an Edge. It is the only thing that sees fasthttp.
@@ -64,6 +66,9 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.IdleTimeout == 0 {
 		cfg.IdleTimeout = 2 * time.Minute
 	}
+	if cfg.writeTimeout == 0 {
+		cfg.writeTimeout = writeTimeout
+	}
 	cfg.ListenConfig = cfg.withDefaults()
 	cfg.lateDeadlines = true
 	base, cancel := context.WithCancel(context.Background())
@@ -83,7 +88,7 @@ func NewServer(cfg ServerConfig) *Server {
 		HeaderReceived: func(*fasthttp.RequestHeader) fasthttp.RequestConfig {
 			return fasthttp.RequestConfig{ReadTimeout: cfg.BodyTimeout}
 		},
-		WriteTimeout:                 writeTimeout,
+		WriteTimeout:                 cfg.writeTimeout,
 		IdleTimeout:                  cfg.IdleTimeout,
 		CloseOnShutdown:              true,
 		DisablePreParseMultipartForm: true,
@@ -222,14 +227,14 @@ const dropped = 64 << 10
 
 // answerSoon gives an answer its time to be written. fasthttp does so before those of handle only: the others would be written under the deadline of the
 // answer before, which is over on a connection that was idle.
-func answerSoon(ctx *fasthttp.RequestCtx) {
-	_ = ctx.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)) // a closed connection says so when it is written to
+func (s *Server) answerSoon(ctx *fasthttp.RequestCtx) {
+	_ = ctx.Conn().SetWriteDeadline(time.Now().Add(s.cfg.writeTimeout)) // a closed connection says so when it is written to
 }
 
 // expect answers "Expect: 100-continue": a request that is refused without its body need not send it.
 func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	ours(ctx.Conn()).linger.Store(true) // a client may send without waiting; handle takes it back
-	answerSoon(ctx)
+	s.answerSoon(ctx)
 	r := s.take()
 	defer s.put(r)
 	s.request(ctx, r)
@@ -279,7 +284,7 @@ func (s *Server) remote(ctx *fasthttp.RequestCtx) netip.Addr {
 
 // unreadable answers what fasthttp could not read. Its own handler would call all of it 400.
 func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
-	answerSoon(ctx)
+	s.answerSoon(ctx)
 	r := &request{id: newRequestID(), received: time.Now(), path: ctx.Path(), contentType: ctx.Request.Header.ContentType(), length: -1}
 	if strings.HasPrefix(string(ctx.Method()), "PRI") || strings.Contains(err.Error(), "PRI * HTTP/2.0") {
 		s.http2(ctx, s.remote(ctx))

@@ -240,6 +240,36 @@ func TestSlowClients(t *testing.T) {
 	e.balanced()
 }
 
+// An answer has its own time to be written: what was left of the one before, on a connection that has been quiet since, is not what counts.
+func TestAnswersOnAnIdleConnection(t *testing.T) {
+	e := startEdge(t, func(_ *EdgeConfig, sc *ServerConfig, _ *ProducerConfig) { sc.writeTimeout = 200 * time.Millisecond })
+	key := e.add(service(auth.Production))
+	unknown, _ := auth.MintKey(auth.KindServiceAccount)
+	for name, c := range map[string]struct {
+		say  string
+		code int
+	}{
+		"refused early": {fmt.Sprintf(logsHead+"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n", unknown), 401},
+		"unreadable":    {"POST /v1/logs HTTP/1.1\r\nno header\r\n\r\n", 400},
+		"as ever":       {fmt.Sprintf(logsHead+"Content-Length: 0\r\n\r\n", key), 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := e.wire()
+			w.t = t
+			w.say(logsHead+"Content-Length: 0\r\n\r\n", key)
+			if a := w.hear(); a.code != 200 {
+				t.Fatalf("%s", a)
+			}
+			time.Sleep(300 * time.Millisecond) // the deadline of that answer passes
+			w.say("%s", c.say)
+			if a := w.hear(); a.code != c.code {
+				t.Errorf("%s", a)
+			}
+		})
+	}
+}
+
 // What is odd on the wire, and right or wrong.
 func TestWire(t *testing.T) {
 	e := startEdge(t)

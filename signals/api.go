@@ -140,7 +140,7 @@ type fieldError struct {
 func (p *problem) Error() string { return p.code + ": " + p.detail }
 
 func badField(field, format string, args ...any) error {
-	return &problem{http.StatusBadRequest, "invalid-input", "Some of what was sent is not acceptable; errors says which.", []fieldError{{Field: field, Detail: fmt.Sprintf(format, args...)}}}
+	return &problem{http.StatusBadRequest, "invalid-input", "Some of what was sent is not acceptable; errors has what and why.", []fieldError{{Field: field, Detail: fmt.Sprintf(format, args...)}}}
 }
 
 // answer is the one place that turns what the client did wrong into an answer. Any other error goes on.
@@ -319,5 +319,5 @@ func (q *query) done() error {
 	if q.errs == nil {
 		return nil
 	}
-	return &problem{http.StatusBadRequest, "invalid-input", "Some of what was sent is not acceptable; errors says which.", q.errs}
+	return &problem{http.StatusBadRequest, "invalid-input", "Some of what was sent is not acceptable; errors has what and why.", q.errs}
 }

@@ -101,7 +101,30 @@ func (a *API) createDraft(q *request) error {
 	return q.json(http.StatusCreated, struct {
 		Draft
 		Warnings []PolicyError `json:"warnings"`
-	}{d, append([]PolicyError{}, p.Warnings...)})
+	}{d, append(append([]PolicyError{}, p.Warnings...), a.unknownAccounts(q, in.Rules)...)})
+}
+
+// unknownAccounts warns of accounts that are not there. Where nobody knows, nothing is said: the draft is good all the same.
+func (a *API) unknownAccounts(q *request, rules []Rule) []PolicyError {
+	if a.cfg.Account == nil || a.cfg.AccountByName == nil {
+		return nil
+	}
+	warnings, err := UnknownAccounts(rules, func(id, name, environment string) (bool, error) {
+		var err error
+		if id != "" {
+			_, err = a.cfg.Account(q.r.Context(), q.admin.Org, "", id)
+		} else {
+			_, err = a.cfg.AccountByName(q.r.Context(), q.admin.Org, "", name, environment)
+		}
+		if errors.Is(err, auth.ErrNoKey) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
+		return nil
+	}
+	return warnings
 }
 
 // activate compiles the draft once more: the types that there are may have changed since it was written, and what does not

@@ -264,6 +264,9 @@ func TestPolicyAPI(t *testing.T) {
 			{"id":"summariser-may","types":["pii_detected"],"when":"service.environment == \"production\"","action":"OBSERVE","scope":{"service_account":["Customer/Summariser/production"]}}]}`
 		d := c.call(t, "POST", "/api/v1/policy/drafts", seed, 201, "PolicyDraftCreated")
 		id := d["id"].(string)
+		if w := d["warnings"].([]any); len(w) != 0 {
+			t.Errorf("warnings: %v", w)
+		}
 		c.call(t, "GET", "/api/v1/policy/drafts/"+id, "", 200, "PolicyDraft")
 		if m := c.call(t, "GET", "/api/v1/policy/drafts", "", 200, ""); len(items(m)) != 1 {
 			t.Errorf("drafts: %v", m)

@@ -253,6 +253,9 @@ func (c *Consumer) store(ctx context.Context, batch []Received) error {
 		n, err := c.cfg.Store.Put(ctx, batch)
 		if err == nil {
 			c.metrics.paused.Set(0)
+			if wait > retryMin {
+				c.cfg.Logger.Info("alerts are stored again", "signals", n)
+			}
 			c.metrics.stored.Add(float64(n))
 			c.metrics.duplicate.Add(float64(len(batch) - n))
 			now := time.Now()

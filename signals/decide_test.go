@@ -40,7 +40,7 @@ func (d directory) account(_ context.Context, org, _, id string) (*auth.Principa
 
 func (d directory) byName(_ context.Context, org, _, name, environment string) (*auth.Principal, error) {
 	for _, p := range d {
-		if p.Org == org && p.Name == name && p.Environment == environment {
+		if p.Org == org && strings.EqualFold(p.Name, name) && p.Environment == environment {
 			return p, nil
 		}
 	}

@@ -50,6 +50,7 @@ type Policies struct {
 	broken  map[string]int64                   // versions that do not compile here, so that each is reported once
 	unread  map[string]int64                   // versions that could not be read at the last look, so that each is reported once
 	turn    int                                // which of these is tried first, so that one that hangs keeps no other waiting for ever
+	away    bool                               // the last look at the database failed, and the log said so
 	rescued bool                               // what Redis has was looked through
 	unkept  bool                               // something changed since Redis was told
 	metrics policyMetrics
@@ -160,18 +161,23 @@ func (p *Policies) Run(ctx context.Context, wake <-chan struct{}) error {
 
 // Refresh looks once: at the database and, where that is away and nothing has been read yet, at Redis. What an activation
 // in this process calls, so that the very next signal is decided by it.
-func (p *Policies) Refresh(ctx context.Context) {
+func (p *Policies) Refresh(parent context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(parent, lookTimeout)
 	defer cancel()
 	err := p.read(ctx)
 	if err == nil {
 		p.metrics.readDatabase.Inc()
+		if p.away {
+			p.away = false
+			p.cfg.Logger.Info("active policies are read from the database again")
+		}
 		return
 	}
-	if ctx.Err() == nil || p.current.Load() == nil {
-		p.cfg.Logger.Warn("active policies cannot be read from the database", "error", err, "in_force", p.current.Load() != nil)
+	if !p.away && parent.Err() == nil {
+		p.away = true
+		p.cfg.Logger.Warn("active policies cannot be read from the database; what was read last stays in force", "error", err, "in_force", p.current.Load() != nil)
 	}
 	if p.current.Load() == nil && p.recall() {
 		p.metrics.readCache.Inc()
@@ -372,8 +378,12 @@ func (p *Policies) recall() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
 	all, err := p.recalled(ctx)
-	if err != nil || all == nil {
+	if err != nil {
 		p.cfg.Logger.Warn("active policies cannot be read from Redis", "error", err)
+		return false
+	}
+	if all == nil {
+		p.cfg.Logger.Warn("Redis keeps no active policies")
 		return false
 	}
 	next := map[string]*Policy{}

@@ -10,11 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 )
 
 // A browser is one Chromium; its tabs share nothing.
@@ -160,10 +163,25 @@ func (tb *tab) click(sel string) {
 	tb.do(chromedp.Click(chromedp.CSS(sel), chromedp.NodeVisible))
 }
 
-// keys types, into whatever has the focus.
+// keys types, into whatever has the focus. A key that types something goes down and types in one message, as a keyboard has it: in two, the Enter that follows a link could type into the dialog
+// that has opened between them.
 func (tb *tab) keys(keys string) {
 	tb.Helper()
-	tb.do(chromedp.KeyEvent(keys))
+	tb.do(chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		for _, r := range keys {
+			events := kb.Encode(r)
+			if len(events) == 3 {
+				events[0].Text, events[0].UnmodifiedText = events[1].Text, events[1].UnmodifiedText
+				events = []*input.DispatchKeyEventParams{events[0], events[2]}
+			}
+			for _, e := range events {
+				if _, err := cdp.Call(ctx, target, input.DispatchKeyEvent, *e); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}))
 }
 
 // wait waits until a JavaScript expression is true.

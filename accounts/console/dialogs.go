@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 
 	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
@@ -38,7 +40,10 @@ type deleteDialog struct {
 	Label, Action, CloseURL string
 	Environment, KeyPrefix  string
 	LastSeen                whenView
-	Busy                    bool // it has sent within the last day
+	Busy                    bool         // it has sent within the last day
+	Senders                 []senderView // the latest of that day
+	MoreSenders             string
+	UsageURL                string
 	Rules                   []string
 }
 
@@ -140,11 +145,18 @@ func newEditDialog(a accounts.Account, here string) *editDialog {
 	return d
 }
 
+// busyHours is for how long after its last request an account counts as in use.
+const busyHours = 24
+
 func (c *Console) deleteDialog(ctx context.Context, v *visit, a accounts.Account, here string) *deleteDialog {
-	const busy = 24 // hours
 	d := &deleteDialog{
 		Label: label(a), Action: accountURL(a.ID) + "/delete", CloseURL: here, Environment: a.Environment, KeyPrefix: a.KeyPrefix,
-		LastSeen: c.render.when(a.LastSeenAt), Busy: !a.LastSeenAt.IsZero() && c.now().Sub(a.LastSeenAt).Hours() < busy,
+		LastSeen: c.render.when(a.LastSeenAt), Busy: !a.LastSeenAt.IsZero() && c.now().Sub(a.LastSeenAt).Hours() < busyHours,
+	}
+	if d.Busy {
+		if err := c.dialogSenders(ctx, d, a); err != nil {
+			c.log.WarnContext(ctx, "senders of an account unknown", "request_id", v.request, "error", cutKeys(err.Error()))
+		}
 	}
 	if c.rules != nil {
 		rules, err := c.rules(ctx, v.admin.Org, a.ID, a.Name, a.Environment)
@@ -154,6 +166,34 @@ func (c *Console) deleteDialog(ctx context.Context, v *visit, a accounts.Account
 		d.Rules = rules
 	}
 	return d
+}
+
+// dialogSenders fills in who would be refused from now on: who deletes in a hurry has not been on the account's page.
+func (c *Console) dialogSenders(ctx context.Context, d *deleteDialog, a accounts.Account) error {
+	const most = 3
+	now := c.now()
+	use, err := c.store.AccountUsage(ctx, a.Org, a.ID, now.Add(-time.Hour), now)
+	if err != nil {
+		return err
+	}
+	var all []accounts.KeySender
+	for _, k := range use.Keys {
+		for _, s := range k.Senders {
+			if k.Key.Active() && now.Sub(s.Last).Hours() < busyHours {
+				all = append(all, s)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b accounts.KeySender) int { return b.Last.Compare(a.Last) })
+	for i, s := range all {
+		if i == most {
+			d.MoreSenders = grouped(int64(len(all) - most))
+			break
+		}
+		d.Senders = append(d.Senders, c.senderView(s))
+	}
+	d.UsageURL = accountURL(a.ID) + "#usage-title"
+	return nil
 }
 
 func (c *Console) revealDialog(created accounts.Created) *revealDialog {

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"flowstate.inc/sluice/accounts"
 	"flowstate.inc/sluice/auth"
 	"flowstate.inc/sluice/signals"
 )
@@ -105,7 +106,23 @@ func (c *Console) draftPage(w http.ResponseWriter, r *http.Request, v *visit, st
 	case err != nil:
 		return err
 	default:
-		p.Warnings = compiled.Warnings
+		unknown, err := signals.UnknownAccounts(draft.Rules, func(id, name, environment string) (bool, error) {
+			var a accounts.Account
+			var err error
+			if id != "" {
+				a, err = c.store.Account(r.Context(), v.admin.Org, id)
+			} else {
+				a, err = c.store.AccountByName(r.Context(), v.admin.Org, name, environment)
+			}
+			if errors.Is(err, accounts.ErrNotFound) {
+				return false, nil
+			}
+			return a.Live(), err
+		})
+		if err != nil {
+			return err
+		}
+		p.Warnings = append(slices.Clip(compiled.Warnings), unknown...)
 		if p.Simulation, err = c.simulate(r.Context(), v, compiled, p.Days); err != nil {
 			return err
 		}

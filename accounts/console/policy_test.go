@@ -172,6 +172,14 @@ func TestPolicyForm(t *testing.T) {
 	// Saved, it is what was typed.
 	draft := post(303, form).Header.Get("Location")
 	holds(s.do(t, admin, http.MethodGet, draft, nil), "team mail, News Room", "has(details.amount) &amp;&amp; details.amount &gt; 100", "Activate for everybody", "Difference to version 2, in force")
+	// A rule for an account that is not there is a slip of the pen, or for one that is about to come.
+	named := with("r1-scope", "service_account")
+	named.Set("r1-names", "Leaky/production\r\nleaky/staging\r\nsa_nope")
+	got = s.do(t, admin, http.MethodGet, post(303, named).Header.Get("Location"), nil)
+	holds(got, "/rules/1/scope/service_account/1", "names &#34;leaky/staging&#34;, and there is no such live service account", "names &#34;sa_nope&#34;", "Activate for everybody")
+	if strings.Contains(got.body, "names &#34;Leaky/production&#34;") {
+		t.Error("a live account is called unknown")
+	}
 }
 
 // TestStaleDraft cannot be activated, and says what to do instead.

@@ -95,7 +95,7 @@ func (c *Console) usageSection(ctx context.Context, admin auth.Admin, a accounts
 		}
 		key := usageKey{Prefix: k.Key.Prefix, Active: k.Key.Active()}
 		for _, s := range k.Senders {
-			key.Senders = append(key.Senders, senderView{s.Address, s.UserAgent, s.Service, c.render.when(s.First), c.render.when(s.Last), grouped(s.Requests)})
+			key.Senders = append(key.Senders, c.senderView(s))
 		}
 		if len(key.Senders) > 0 {
 			v.Keys = append(v.Keys, key)
@@ -120,6 +120,10 @@ func (c *Console) usageSection(ctx context.Context, admin auth.Admin, a accounts
 		return "", fmt.Errorf("render the usage: %w", err)
 	}
 	return template.HTML(buf.String()), nil
+}
+
+func (c *Console) senderView(s accounts.KeySender) senderView {
+	return senderView{s.Address, s.UserAgent, s.Service, c.render.when(s.First), c.render.when(s.Last), grouped(s.Requests)}
 }
 
 func drawUsage(since time.Time, bars [usageBars]auth.Usage) usageChart {

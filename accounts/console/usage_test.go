@@ -76,6 +76,16 @@ func TestUsageOnTheAccountsPage(t *testing.T) {
 	if list := get("/settings/ai/refusals?q=nonsense"); !strings.Contains(list, "prefix looks like") {
 		t.Error("what is no prefix is not explained")
 	}
+	// Who deletes in an incident sees who would be refused.
+	if err := s.Stamp(t.Context(), []auth.Stamp{{Prefix: a.KeyPrefix, First: time.Now().Add(-time.Hour), Last: time.Now()}}); err != nil {
+		t.Fatal(err)
+	}
+	dialog := get(listPath + "?delete=" + a.ID)
+	for _, want := range []string{"something in production is using it now:", "203.0.113.7", "digest-worker", "OTel-OTLP-Exporter-Python/1.38.0", "curl/8.14.1 &lt;b&gt;bold&lt;/b&gt;"} {
+		if !strings.Contains(dialog, want) {
+			t.Errorf("the dialog lacks %q", want)
+		}
+	}
 	rival := s.session(t, "rival", auth.SettingsIntegrationsUpdate)
 	if list := string(s.do(t, rival, http.MethodGet, "/settings/ai/refusals", nil).body); !strings.Contains(list, "Nothing was refused") {
 		t.Error("another organisation sees what was refused here")

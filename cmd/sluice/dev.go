@@ -64,6 +64,7 @@ func newDevCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			logRedis(log)
 			d := &dev{cfg: &cfg, log: log, level: levelVar, out: cmd.OutOrStdout(), json: asJSON}
 			return d.run(cmd.Context())
 		},

@@ -92,7 +92,7 @@ func docsPlace(t *testing.T) func(*testing.T) []string {
 		p.must(t, &token, "tokens", "create", "--org=acme", "--permission=SETTINGS_INTEGRATIONS_UPDATE,AI_GOVERNANCE_VIEW,AI_POLICY_ADMIN", "--json")
 		return slices.Concat(os.Environ(), p.env, []string{
 			"EDGE=" + g.Edge, "ADMIN=" + g.Admin, "OPS=" + g.Ops, "SLUICE_ORG=acme", "TOKEN=" + token.Token, "KEY=" + made.Key, "PREFIX=" + made.Account.KeyPrefix,
-			"ID=" + made.Account.ID, "SPOOL=" + spool, "CHECKOUT=" + checkout, "DRILL=" + services, "PAGER=cat",
+			"ID=" + made.Account.ID, "SPOOL=" + spool, "ORPHAN=" + fillSpool(t, 1, p.topic("logs"), p.topic("spans")), "CHECKOUT=" + checkout, "DRILL=" + services, "PAGER=cat",
 			"RESTORED_DB=" + restored, "RESTORED_URL=" + strings.Replace(p.url, "/program_"+p.suffix, "/"+restored, 1),
 			"EDGE_PORT=" + ports[0], "OPS_PORT=" + ports[1], "ADMIN_PORT=" + ports[2],
 		})

@@ -1,30 +1,124 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/mattn/go-isatty"
+	"github.com/redis/go-redis/v9"
 )
 
-// newLogger writes to w: text on a terminal, JSON elsewhere, unless format says otherwise. The level may be moved while it is in use.
+// newLogger writes to w: text on a terminal, JSON elsewhere, unless format says otherwise. The level may be moved while it is in use. The same warning is
+// written calmLines times in calmTime and then left out, which the next one says.
 func newLogger(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, error) {
 	l := new(slog.LevelVar)
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, nil, usagef("--log-level: %q is not debug, info, warn or error", level)
 	}
-	opts := &slog.HandlerOptions{Level: l}
+	opts := &slog.HandlerOptions{Level: l, ReplaceAttr: readableDurations}
+	var h slog.Handler
 	switch format {
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, opts)), l, nil
+		h = slog.NewJSONHandler(w, opts)
 	case "text":
-		return slog.New(slog.NewTextHandler(w, opts)), l, nil
+		h = slog.NewTextHandler(w, opts)
 	case "auto":
 		if f, ok := w.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
-			return slog.New(slog.NewTextHandler(w, opts)), l, nil
+			h = slog.NewTextHandler(w, opts)
+		} else {
+			h = slog.NewJSONHandler(w, opts)
 		}
-		return slog.New(slog.NewJSONHandler(w, opts)), l, nil
+	default:
+		return nil, nil, usagef("--log-format: %q is not json, text or auto", format)
 	}
-	return nil, nil, usagef("--log-format: %q is not json, text or auto", format)
+	return slog.New(&calmHandler{h, &calm{lines: map[string]*calmLine{}}}), l, nil
+}
+
+// readableDurations has JSON say 1.5s, as text does, where it would say 1500000000.
+func readableDurations(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
+
+const (
+	calmLines = 10
+	calmTime  = 10 * time.Second
+)
+
+// A calmHandler keeps a warning that each request has, because something is away, from burying everything else. What is an error is always written, and so
+// is what is less than a warning: nobody asks for that by mistake.
+type calmHandler struct {
+	slog.Handler
+	calm *calm
+}
+
+func (h *calmHandler) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level < slog.LevelWarn || r.Level >= slog.LevelError {
+		return h.Handler.Handle(ctx, r)
+	}
+	left, ok := h.calm.allow(r.Message, r.Time)
+	if !ok {
+		return nil
+	}
+	if left > 0 {
+		r = r.Clone()
+		r.AddAttrs(slog.Int("left_out", left))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h *calmHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &calmHandler{h.Handler.WithAttrs(attrs), h.calm}
+}
+
+func (h *calmHandler) WithGroup(name string) slog.Handler {
+	return &calmHandler{h.Handler.WithGroup(name), h.calm}
+}
+
+// calm counts lines by their message. Messages are constants of the code, so they are few.
+type calm struct {
+	mu    sync.Mutex
+	lines map[string]*calmLine
+}
+
+type calmLine struct {
+	since         time.Time
+	written, left int
+}
+
+// allow says whether a line may be written now, and how many like it have been left out since the last one that was.
+func (c *calm) allow(message string, now time.Time) (left int, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.lines[message]
+	if l == nil {
+		l = &calmLine{}
+		c.lines[message] = l
+	}
+	if now.Sub(l.since) >= calmTime {
+		l.since, l.written = now, 0
+	}
+	if l.written == calmLines {
+		l.left++
+		return 0, false
+	}
+	l.written++
+	left, l.left = l.left, 0
+	return left, true
+}
+
+// logRedis has the Redis client say what it says, of connections that it cannot make, in our log. It is one for the whole program.
+func logRedis(log *slog.Logger) { redis.SetLogger(redisLog{log}) }
+
+type redisLog struct{ log *slog.Logger }
+
+func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
+	l.log.WarnContext(ctx, "redis client", "said", fmt.Sprintf(format, v...))
 }

@@ -36,6 +36,7 @@ func newServeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			logRedis(log)
 			for _, name := range strangers(cmd.Root()) {
 				log.Warn("nothing reads this environment variable", "variable", name)
 			}

@@ -54,6 +54,8 @@ type segmentView struct {
 	TornBytes  int64            `json:"torn_bytes"`
 	Damage     []damageView     `json:"damage"`
 	Error      string           `json:"error,omitempty"`
+
+	verified bool // every byte was read
 }
 
 type damageView struct {
@@ -64,7 +66,8 @@ type damageView struct {
 }
 
 func newSpoolLs() *cobra.Command {
-	return spoolLook("ls", "List a spool's segments, by their records' heads", "", spool.Ls)
+	return spoolLook("ls", "List a spool's segments, by their records' heads",
+		"List a spool's segments, by their records' heads: what is in them is for verify to check. It changes nothing, and may run beside the edge that has the spool.", spool.Ls)
 }
 
 func newSpoolVerify() *cobra.Command {
@@ -80,6 +83,11 @@ func spoolLook(use, short, long string, look func(string) ([]spool.SegmentInfo, 
 		view, err := lookIntoSpool(dir, look)
 		if err != nil {
 			return err
+		}
+		for _, segments := range [][]segmentView{view.Segments, view.Quarantine} {
+			for i := range segments {
+				segments[i].verified = use == "verify"
+			}
 		}
 		if asJSON {
 			err = json.NewEncoder(cmd.OutOrStdout()).Encode(view)
@@ -208,6 +216,9 @@ func (s *segmentView) state() string {
 	}
 	if s.TornBytes > 0 {
 		parts = append(parts, fmt.Sprintf("torn tail of %d bytes", s.TornBytes))
+	}
+	if len(parts) == 0 && !s.verified {
+		return "heads ok"
 	}
 	if len(parts) == 0 {
 		return "ok"
