@@ -66,6 +66,14 @@ func (d *database) set(f func()) {
 	f()
 }
 
+// lastReport is how far an edge has said it is; false if it has said nothing.
+func (d *database) lastReport(edge string) (time.Time, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at, ok := d.reported[edge]
+	return at, ok
+}
+
 func (d *database) truth() Truth {
 	return Truth{
 		Key: func(ctx context.Context, prefix string) (Record, error) {

@@ -176,7 +176,9 @@ type alertDrawer struct {
 	Description, IntendedScope                                string
 	AbuseDetection                                            bool
 	OnlyURL                                                   string // this account's signals alone
+	OnlyTypeURL                                               string
 	KeyPrefix, Session, SourceID, Owner                       string
+	TriedFrom, RefusalsURL                                    string // of a revoked key that is used again: where it came from, and all its tries
 	Rule                                                      string
 	Detected, Received, ResolvedAt                            whenView
 	Details                                                   string
@@ -399,7 +401,7 @@ func (c *Console) alertDrawer(v *visit, a *signals.Alert, s alertState) *alertDr
 		Subject: e.Subject.Label, Badge: c.badge(v, e.Service), KeyPrefix: e.KeyPrefix, Session: e.SessionID, SourceID: e.SourceID,
 		Detected: c.render.when(e.DetectedAt), Received: c.render.when(e.ReceivedAt), ResolvedAt: c.render.when(a.ResolvedAt),
 		Open: a.Open(), Resolution: resolutionWords(a.Resolution), Note: a.Note, ResolvedBy: a.ResolvedBy, CloseURL: s.url(), Back: s.url(),
-		Details: indented(e.Details),
+		Details: indented(e.Details), OnlyTypeURL: alertState{Type: e.Type}.url(),
 	}
 	if e.Service != nil {
 		d.Description, d.IntendedScope, d.AbuseDetection = e.Service.Description, e.Service.IntendedScope, e.Service.AbuseDetection
@@ -410,6 +412,17 @@ func (c *Console) alertDrawer(v *visit, a *signals.Alert, s alertState) *alertDr
 	}
 	if e.Rule != nil {
 		d.Rule = ruleWords(e.Rule)
+	}
+	if e.Type == signals.KeyMisuseDetected {
+		var details struct {
+			Address string `json:"address"`
+		}
+		if json.Unmarshal(e.Details, &details) == nil {
+			d.TriedFrom = details.Address
+		}
+		if v.admin.Can(auth.SettingsIntegrationsUpdate) && e.KeyPrefix != "" {
+			d.RefusalsURL = withParam(refusalsPath, "q", e.KeyPrefix)
+		}
 	}
 	return d
 }

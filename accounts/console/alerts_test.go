@@ -85,6 +85,27 @@ func TestAlertsFilters(t *testing.T) {
 	}
 }
 
+// A revoked key that is tried again: who is on call sees at once from where, and who may, all its tries.
+func TestMisuseDrawer(t *testing.T) {
+	s := newSite(t)
+	a := s.account(t, "chatbot", auth.Production).Account
+	path := "/ai/alerts?alert=" + s.raise(t, a, signals.KeyMisuseDetected, signals.Operational, signals.Warn, time.Minute)
+	reader := s.do(t, s.session(t, "acme", auth.AIGovernanceView), http.MethodGet, path, nil)
+	if text := reader.text(t); !strings.Contains(text, "Tried from") || !strings.Contains(text, "198.51.100.9") || strings.Contains(text, "All its refused requests") {
+		t.Errorf("for a reader:\n%s", text)
+	}
+	admin := s.do(t, s.session(t, "acme", auth.AllPermissions()...), http.MethodGet, path, nil)
+	for _, want := range []string{`href="/settings/ai/refusals?q=` + a.KeyPrefix + `"`, `href="/ai/alerts?type=key_misuse_detected"`} {
+		if !strings.Contains(admin.body, want) {
+			t.Errorf("the drawer lacks %s", want)
+		}
+	}
+	other := s.do(t, s.session(t, "acme", auth.AIGovernanceView), http.MethodGet, "/ai/alerts?alert="+s.raise(t, a, "forecast_breach", signals.Budget, signals.Warn, time.Minute), nil)
+	if strings.Contains(other.text(t), "Tried from") {
+		t.Error("any signal is one of a revoked key")
+	}
+}
+
 func TestResolveAndUndo(t *testing.T) {
 	s := newSite(t)
 	a := s.account(t, "chatbot", auth.Production).Account

@@ -268,6 +268,9 @@ func received(t *testing.T, a accounts.Account, kind string, category signals.Ca
 		Service: &signals.EventService{ID: a.ID, Name: a.Name, Environment: a.Environment, Description: a.Description, IntendedScope: a.IntendedScope, AbuseDetection: a.AbuseDetection},
 		Details: []byte(`{"budget":{"spent_usd":412.5,"forecast_usd":600},"html":"<script>alert(1)</script>"}`),
 	}
+	if kind == signals.KeyMisuseDetected {
+		e.Details = []byte(`{"address":"198.51.100.9","key_prefix":"` + a.KeyPrefix + `","revoked_at":"2026-11-28T03:00:00Z"}`)
+	}
 	if severity == signals.Block {
 		e.Rule = &signals.RuleRef{PolicyVersion: 3, ID: "org-wide-block", Action: signals.ActionBlock}
 	}
@@ -297,6 +300,7 @@ func (s *site) seedSignals(t *testing.T) {
 			[]signals.Category{signals.ContentSafety, signals.BrandUsage, signals.BrandUsage, signals.ContentSafety}[i%4],
 			[]signals.Severity{signals.Warn, signals.Info, signals.Block, signals.Warn, signals.Warn}[i%5], time.Duration(i*i)*6*time.Minute)
 	}
+	s.raise(t, chatbot, signals.KeyMisuseDetected, signals.Operational, signals.Warn, 2*time.Minute)
 	s.raise(t, digest, "forecast_breach", signals.Budget, signals.Warn, time.Minute)
 	err := s.signals.AddDrops(t.Context(), []signals.Drop{{Org: "acme", SubjectKind: string(auth.KindServiceAccount), SubjectID: digest.ID,
 		Type: "personal_use_company_account", Reason: signals.PersonsOnly, Count: 12, LastAt: time.Now().Add(-time.Hour)}})
