@@ -116,6 +116,9 @@ func TestEditsAndTheirRefusals(t *testing.T) {
 
 // TestListsAgainstAnOracle compares every filter and order, page by page, with the same question asked of a slice in Go.
 func TestListsAgainstAnOracle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	each(t, func(t *testing.T, w *world) {
 		ctx := t.Context()
 		r := rand.New(rand.NewPCG(1, 2))

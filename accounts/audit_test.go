@@ -104,6 +104,9 @@ func TestAuditSaysWhoWhatBeforeAfterAndWhence(t *testing.T) {
 
 // TestAuditFiltersAgainstAnOracle compares filters and pages with the same question asked of a slice in Go.
 func TestAuditFiltersAgainstAnOracle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	each(t, func(t *testing.T, w *world) {
 		ctx := t.Context()
 		for i := range 40 {
@@ -162,6 +165,9 @@ func TestAuditFiltersAgainstAnOracle(t *testing.T) {
 
 // TestAuditFindsTampering does to the table what somebody with access to it might, before and after retention.
 func TestAuditFindsTampering(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	each(t, func(t *testing.T, w *world) {
 		ctx := t.Context()
 		for i := range 20 {

@@ -14,6 +14,9 @@ import (
 // TestPagesReadABoundedNumberOfRows looks at the plans of what lists and searches ask of large tables. PostgreSQL says how many rows each step read;
 // SQLite says which index it walks.
 func TestPagesReadABoundedNumberOfRows(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	each(t, func(t *testing.T, w *world) {
 		n, m := 100_000, 1_000_000
 		if w.dialect == accounts.SQLite { // whose plans do not depend on sizes as long as there are statistics, and which is slow under -race

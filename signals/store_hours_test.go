@@ -38,6 +38,9 @@ func (w *world) hoursByHand(t *testing.T) (kept, counted string) {
 
 // TestHoursAreTrue counts by the hour whatever is done to alerts, by several at once, and draws the same chart from it.
 func TestHoursAreTrue(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	each(t, func(t *testing.T, w *world) {
 		const days = 9
 		r := rand.New(rand.NewPCG(7, 8))

@@ -100,6 +100,9 @@ func question1(t *testing.T, f AlertFilter) *question {
 // which is where both databases have long stopped scanning small tables. SLUICE_TEST_ALERTS_RESULTS names a file that gets the
 // times, a line of JSON each; bench/results/alerts.jsonl was made so.
 func TestPlans(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	n := 20_000
 	if s := os.Getenv("SLUICE_TEST_ALERTS"); s != "" {
 		var err error

@@ -151,6 +151,9 @@ func alertsByHand(all []Alert, f AlertFilter) []Alert {
 }
 
 func TestListsAnswerEveryQuestion(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	each(t, func(t *testing.T, w *world) {
 		r := mathrand.New(mathrand.NewPCG(7, 7))
 		pick := func(list ...string) string { return list[r.IntN(len(list))] }

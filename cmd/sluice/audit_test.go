@@ -12,6 +12,9 @@ import (
 // TestAuditVerify tampers with the audit of an org each, in the way that it is called after, before retention and after it. The command's exit status
 // is 1 then, and 0 where nobody has; what it prints names the row.
 func TestAuditVerify(t *testing.T) {
+	if testing.Short() {
+		t.Skip("all of it is the database's work")
+	}
 	t.Run("sqlite", func(t *testing.T) { auditVerify(t, onDev(t)) })
 	t.Run("postgres", func(t *testing.T) { auditVerify(t, onServers(t)) })
 }
