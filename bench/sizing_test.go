@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"math"
 	"os"
 	"regexp"
@@ -26,6 +27,23 @@ func TestSizingAgreesWithTheResults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var flood struct {
+		Lookups float64 `json:"postgres_lookups_of_unknown_keys_per_second"`
+	}
+	type answers struct {
+		Tier  string  `json:"tier"`
+		Share float64 `json:"share"`
+		P50   float64 `json:"p50_us"`
+		P99   float64 `json:"p99_us"`
+	}
+	var zipf struct {
+		Tiers []answers `json:"tiers"`
+	}
+	lookups(t, map[string]any{"flood": &flood, "zipf": &zipf})
+	tier := map[string]answers{}
+	for _, a := range zipf.Tiers {
+		tier[a.Tier] = a
+	}
 	at := func(work string, x float64, of func(rig.Point) float64) float64 {
 		return median(slices.DeleteFunc(slices.Clone(growth), func(p rig.Point) bool { return p.X != x }), work, "sluice", of)
 	}
@@ -45,6 +63,9 @@ func TestSizingAgreesWithTheResults(t *testing.T) {
 		{`memory, at rest, 100, 1 000, 10 000 connections \| ([^,]+), ([^,]+), ([^,]+), (\S+) MiB`,
 			[]float64{at("connections", 1, peak), at("connections", 100, peak), at("connections", 1000, peak), at("connections", 10000, peak)}},
 		{`\(10 000 keys: (\S+) MiB in all\)`, []float64{at("keys", 10000, peak)}},
+		{`(\S+)/s in a flood of 5 000 unknown keys/s`, []float64{flood.Lookups}},
+		{`(\S+) % from memory \(p50 (\S+) µs\), (\S+) % from Redis \(p50 (\S+) ms\), the rest from PostgreSQL \(p50 (\S+) ms\); 99 % under (\S+) ms`,
+			[]float64{100 * tier["l1"].Share, tier["l1"].P50, 100 * tier["redis"].Share, tier["redis"].P50 / 1000, tier["postgres"].P50 / 1000, tier["all"].P99 / 1000}},
 	} {
 		m := regexp.MustCompile(c.row).FindStringSubmatch(string(page))
 		if m == nil {
@@ -61,5 +82,27 @@ func TestSizingAgreesWithTheResults(t *testing.T) {
 	}
 	if day := run.At.Format("2 Jan 2006"); !strings.Contains(string(page), "Measured on "+day+" by `go run ./bench`") {
 		t.Errorf("the runbook's sizing is not of %s, as bench/results are", day)
+	}
+}
+
+// lookups reads what bench/lookups has measured, by what each line is about.
+func lookups(t *testing.T, into map[string]any) {
+	t.Helper()
+	data, err := os.ReadFile("results/lookups.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		var head struct {
+			What string `json:"what"`
+		}
+		if err := json.Unmarshal([]byte(line), &head); err != nil {
+			t.Fatal(err)
+		}
+		if v := into[head.What]; v != nil {
+			if err := json.Unmarshal([]byte(line), v); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
