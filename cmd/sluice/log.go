@@ -53,14 +53,14 @@ const (
 )
 
 // A calmHandler keeps a warning that each request has, because something is away, from burying everything else. What is an error is always written, and so
-// is what is less than a warning: nobody asks for that by mistake.
+// is what is less than a warning; at the level debug everything is.
 type calmHandler struct {
 	slog.Handler
 	calm *calm
 }
 
 func (h *calmHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level < slog.LevelWarn || r.Level >= slog.LevelError {
+	if r.Level < slog.LevelWarn || r.Level >= slog.LevelError || h.Enabled(ctx, slog.LevelDebug) {
 		return h.Handler.Handle(ctx, r)
 	}
 	left, ok := h.calm.allow(r.Message, r.Time)

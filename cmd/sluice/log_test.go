@@ -14,7 +14,7 @@ import (
 // With something away the same warning comes with every request: the log says so a few times, and how often it has not.
 func TestLogIsCalm(t *testing.T) {
 	var out bytes.Buffer
-	log, _, err := newLogger(&out, "info", "json")
+	log, level, err := newLogger(&out, "info", "json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +59,14 @@ func TestLogIsCalm(t *testing.T) {
 	got := lines()
 	if len(got) != 2 || got[0]["left_out"] != float64(500-calmLines) || got[1]["left_out"] != nil {
 		t.Errorf("after a while: %v", got)
+	}
+
+	level.Set(slog.LevelDebug)
+	for range 3 * calmLines {
+		say(slog.LevelWarn, "request refused")
+	}
+	if got := lines(); len(got) != 3*calmLines {
+		t.Errorf("%d lines at debug, want all %d", len(got), 3*calmLines)
 	}
 
 	log.Warn("waits", "wait", 1500*time.Millisecond, "error", errors.New("away"))
