@@ -44,6 +44,7 @@ func TestSizingAgreesWithTheResults(t *testing.T) {
 	for _, a := range zipf.Tiers {
 		tier[a.Tier] = a
 	}
+	page10M, histogram10M := alerts(t, 10_000_000)
 	at := func(work string, x float64, of func(rig.Point) float64) float64 {
 		return median(slices.DeleteFunc(slices.Clone(growth), func(p rig.Point) bool { return p.X != x }), work, "sluice", of)
 	}
@@ -63,6 +64,7 @@ func TestSizingAgreesWithTheResults(t *testing.T) {
 		{`memory, at rest, 100, 1 000, 10 000 connections \| ([^,]+), ([^,]+), ([^,]+), (\S+) MiB`,
 			[]float64{at("connections", 1, peak), at("connections", 100, peak), at("connections", 1000, peak), at("connections", 10000, peak)}},
 		{`\(10 000 keys: (\S+) MiB in all\)`, []float64{at("keys", 10000, peak)}},
+		{`a page of any filter within (\S+) ms, its histogram within (\S+) ms`, []float64{page10M, histogram10M}},
 		{`(\S+)/s in a flood of 5 000 unknown keys/s`, []float64{flood.Lookups}},
 		{`(\S+) % from memory \(p50 (\S+) µs\), (\S+) % from Redis \(p50 (\S+) ms\), the rest from PostgreSQL \(p50 (\S+) ms\); 99 % under (\S+) ms`,
 			[]float64{100 * tier["l1"].Share, tier["l1"].P50, 100 * tier["redis"].Share, tier["redis"].P50 / 1000, tier["postgres"].P50 / 1000, tier["all"].P99 / 1000}},
@@ -105,4 +107,31 @@ func lookups(t *testing.T, into map[string]any) {
 			}
 		}
 	}
+}
+
+// alerts are the longest times that the questions of a page of Alerts and of its histogram took, in milliseconds, with n alerts in PostgreSQL.
+func alerts(t *testing.T, n int) (page, histogram float64) {
+	t.Helper()
+	data, err := os.ReadFile("results/alerts.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		var a struct {
+			Alerts       int     `json:"alerts"`
+			Question     string  `json:"question"`
+			Milliseconds float64 `json:"milliseconds"`
+		}
+		if err := json.Unmarshal([]byte(line), &a); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case a.Alerts != n || strings.HasPrefix(a.Question, "prune"):
+		case strings.HasPrefix(a.Question, "histogram"):
+			histogram = max(histogram, a.Milliseconds)
+		default:
+			page = max(page, a.Milliseconds)
+		}
+	}
+	return page, histogram
 }
