@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -77,10 +78,31 @@ func away(t *testing.T, postgres, redis string, before, after outageRow) {
 			t.Errorf("%s: answered after %v", what, a.took)
 		}
 	}
-	expect("known", here, known, "served")
-	expect("later", here, later, "served")
-	expect("elsewhere", neighbour, elsewhere, "served")
-	expect("to be revoked", here, revoked, "served")
+	// What an edge has to ask for may take another try on a busy machine, where a question misses its 40 ms of Redis, or its time for PostgreSQL: a 503, as the
+	// sender is told. Nothing else may come before the answer that is wanted, unless it is what was right before, and none takes longer than a second.
+	tries := func(deadline time.Time, what string, e *edge, c caller, want string, or ...string) {
+		t.Helper()
+		var a answer
+		if !until(time.Until(deadline), nil, func() bool {
+			if a = e.answer(t, c.key); a.took >= time.Second {
+				t.Errorf("%s: answered after %v", what, a.took)
+			}
+			if said := a.said(); said != want && said != "503" && !slices.Contains(or, said) {
+				t.Errorf("%s: %d, want %s", what, a.code, want)
+			}
+			return a.said() == want
+		}) {
+			t.Errorf("%s: %d with Retry-After %q to the end, want %s", what, a.code, a.retryAfter, want)
+		}
+	}
+	soon := func(what string, e *edge, c caller, want string) {
+		t.Helper()
+		tries(time.Now().Add(5*time.Second), what, e, c, want)
+	}
+	soon("known", here, known, "served")
+	soon("later", here, later, "served")
+	soon("elsewhere", neighbour, elsewhere, "served")
+	soon("to be revoked", here, revoked, "served")
 	f.remove(here, revoked.account)
 	expect("revoked", here, revoked, "401")
 	client, err := auth.OpenRedis(direct)
@@ -104,19 +126,11 @@ func away(t *testing.T, postgres, redis string, before, after outageRow) {
 	cache.set(redis)
 	expect("revoked", here, revoked, before.revoked)
 	expect("known", here, known, before.known)
-	expect("known to Redis", here, elsewhere, before.elsewhere)
-	expect("unknown", here, unknown, before.unknown)
-	by := func(deadline time.Time, what string, e *edge, c caller, want string) {
-		t.Helper()
-		if !until(time.Until(deadline), nil, func() bool { return e.answer(t, c.key).said() == want }) {
-			t.Errorf("%s: not %s within %v", what, want, time.Since(gone))
-		}
-	}
+	soon("known to Redis", here, elsewhere, before.elsewhere)
+	soon("unknown", here, unknown, before.unknown)
 	cold := start("edge")
-	// Its first questions to Redis make connections within the 40 ms that each has; on a busy machine that may take another try, as the sender is told.
-	ready := time.Now().Add(5 * time.Second)
-	by(ready, "known, edge just started", cold, known, before.cold)
-	by(ready, "revoked, edge just started", cold, revoked, before.coldRevoked)
+	soon("known, edge just started", cold, known, before.cold)
+	soon("revoked, edge just started", cold, revoked, before.coldRevoked)
 	switch postgres {
 	case "up": // a revocation holds on all edges without Redis
 		d, _, _ := f.remove(here, later.account)
@@ -150,21 +164,21 @@ func away(t *testing.T, postgres, redis string, before, after outageRow) {
 	}
 	expect("known, later", here, known, after.known)
 	// What Redis holds is as good as the latest reading of any edge, which may be a second later than this one's.
-	by(gone.Add(maxStale+2*time.Second), "known to Redis, later", here, elsewhere, after.elsewhere)
-	by(gone.Add(maxStale+2*time.Second), "known, edge just started, later", cold, known, after.cold)
-	expect("unknown, later", here, unknown, after.unknown)
+	tries(gone.Add(maxStale+2*time.Second), "known to Redis, later", here, elsewhere, after.elsewhere, before.elsewhere)
+	tries(gone.Add(maxStale+2*time.Second), "known, edge just started, later", cold, known, after.cold, before.cold)
+	soon("unknown, later", here, unknown, after.unknown)
 	expect("revoked, later", here, revoked, after.revoked)
-	expect("revoked, edge just started, later", cold, revoked, after.coldRevoked)
+	soon("revoked, edge just started, later", cold, revoked, after.coldRevoked)
 
 	pg.set("up")
 	cache.set("up")
 	back := time.Now().Add(3 * time.Second) // the breakers try once a second, and an answer takes less than one
 	for _, e := range []*edge{here, neighbour, cold} {
-		by(back, "known, back", e, known, "served")
-		by(back, "known to Redis, back", e, elsewhere, "served")
+		tries(back, "known, back", e, known, "served")
+		tries(back, "known to Redis, back", e, elsewhere, "served")
 		expect("revoked, back", e, revoked, "401")
 	}
-	by(back, "unknown, back", here, unknown, "401")
+	tries(back, "unknown, back", here, unknown, "401")
 }
 
 // A caller is who sends with a key.
