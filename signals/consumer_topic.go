@@ -118,7 +118,7 @@ func (q *QuietLog) Say(level slog.Level, sort, msg string, args ...any) {
 		return
 	}
 	if held > 0 {
-		args = append(args, "held_back", held)
+		args = append(args, "left_out", held)
 	}
 	q.log.Log(context.Background(), level, msg, args...)
 }
