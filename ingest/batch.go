@@ -210,12 +210,12 @@ func (b *batch) halve(m Message, c carried) {
 	}
 }
 
-// partsOf adds the parts of m. A number keeps their ids apart, and equal on a client's retry.
+// partsOf adds the parts of m. The id of each names the records that it holds: a retry may be cut elsewhere, since the badge has grown or the broker's
+// limit has changed, and a consumer that drops what it has seen must then get some records twice rather than miss others.
 type partsOf struct {
-	b    *batch
-	m    Message
-	c    carried
-	part int
+	b *batch
+	m Message
+	c carried
 
 	charged *charge // nil: what they were cut from is counted elsewhere
 }
@@ -225,14 +225,16 @@ func (n *partsOf) add(piece []byte, first, records int) error {
 	for i, h := range n.m.Headers { // of their own: they may outlive the lease of the whole
 		m.Headers[i] = Header{h.Key, slices.Clone(h.Value)}
 	}
-	id := &m.Headers[len(m.Headers)-1]
-	id.Value = append(append(id.Value, '-'), strconv.Itoa(n.part)...)
+	first += n.c.first
+	id := &m.Headers[len(m.Headers)-1].Value
+	*id = append((*id)[:msgIDLength], '-') // without the range of what was cut
+	*id = append(strconv.AppendInt(*id, int64(first), 10), '-')
+	*id = strconv.AppendInt(*id, int64(records), 10)
 	if n.charged != nil {
 		if err := n.charged.take(heldBy(&m)); err != nil {
 			return err
 		}
 	}
-	n.b.add(m, carried{kind: n.c.kind, payload: n.c.payload, records: records, first: n.c.first + first})
-	n.part++
+	n.b.add(m, carried{kind: n.c.kind, payload: n.c.payload, records: records, first: first})
 	return nil
 }

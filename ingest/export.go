@@ -363,7 +363,18 @@ func appendBadge(dst []byte, p *auth.Principal, received time.Time) []byte {
 	}
 	dst = otlp.AppendBadgeString(dst, "flowstate.key_prefix", p.KeyPrefix)
 	var room [40]byte
-	return otlp.AppendBadgeString(dst, "flowstate.received_at", string(received.UTC().AppendFormat(room[:0], time.RFC3339Nano)))
+	return otlp.AppendBadgeString(dst, "flowstate.received_at", string(appendFixedTime(room[:0], received)))
+}
+
+// appendFixedTime appends RFC 3339 in UTC with nine digits of a second, always: where a payload is cut must not depend on when it came.
+func appendFixedTime(dst []byte, t time.Time) []byte {
+	t = t.UTC()
+	dst = t.AppendFormat(dst, time.RFC3339) // a layout that package time knows, without parsing it
+	dst = append(dst[:len(dst)-1], '.')
+	for n, unit := t.Nanosecond(), 100_000_000; unit > 0; unit /= 10 {
+		dst = append(dst, '0'+byte(n/unit%10))
+	}
+	return append(dst, 'Z')
 }
 
 // signalMessage is an event as a Kafka message: CloudEvents in binary mode, and Sluice's own headers. requestID is the message's from here on; empty where the

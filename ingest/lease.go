@@ -89,7 +89,10 @@ func (l *lease) message(topic string, p *auth.Principal, id xxh3.Uint128, reques
 	return Message{Topic: topic, Key: key, Value: l.value, Headers: l.headers[:], lease: l}
 }
 
-const msgPrefix = "msg_"
+const (
+	msgPrefix   = "msg_"
+	msgIDLength = len(msgPrefix) + 32 // with the hash in hexadecimal; what follows is the range of a part
+)
 
 // The headers of every message; what Sluice raises itself comes of no request.
 const (

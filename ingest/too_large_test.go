@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	collogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	logs "go.opentelemetry.io/proto/otlp/logs/v1"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"flowstate.inc/sluice/auth"
+	"flowstate.inc/sluice/ingest/otlp"
 )
 
 // What is over the broker's limit is split; a record that is over it alone is named.
@@ -102,4 +104,70 @@ func TestNeverFits(t *testing.T) {
 		t.Errorf("%d bytes stay charged", n)
 	}
 	e.balanced()
+}
+
+// A retry may be cut elsewhere, since an edit has made the badge longer or the broker's limit has changed: then parts of the two have one id only where they
+// hold the same records. A consumer that keeps the first of each id misses none.
+func TestPartsAreNamedByTheirRecords(t *testing.T) {
+	var records []*logs.LogRecord
+	for i := range 40 {
+		records = append(records, logRecord(fmt.Sprint("r", i), str("text", strings.Repeat("x", 50+i))))
+	}
+	value := marshal(t, logsRequest(records...))
+	hash := msgPrefix + strings.Repeat("0a", 16)
+	holds := map[string]string{} // by id
+	for _, max := range []int{1000, 1100, 1500} {
+		m := Message{Topic: "t", Value: value, Headers: []Header{{headerOrg, []byte("acme")}, {headerMsgID, []byte(hash)}}}
+		b := &batch{}
+		if err := b.split(m, carried{kind: kindLogs, payload: otlp.Logs, records: len(records)}, max, nil); err != nil {
+			t.Fatal(err)
+		}
+		parts := len(b.messages)
+		for i := range parts { // each of which the broker may find too large itself
+			b.halve(b.messages[i], b.carried[i])
+		}
+		all := 0
+		for i, m := range b.messages {
+			var req collogs.ExportLogsServiceRequest
+			if err := proto.Unmarshal(m.Value, &req); err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, r := range req.ResourceLogs[0].ScopeLogs[0].LogRecords {
+				names = append(names, r.EventName)
+			}
+			if i < parts {
+				all += len(names)
+			}
+			id := string(m.Headers[1].Value)
+			if got := strings.Join(names, " "); holds[id] == "" {
+				holds[id] = got
+			} else if holds[id] != got {
+				t.Errorf("%s holds %q, and %q when cut at %d bytes", id, holds[id], got, max)
+			}
+			if want := fmt.Sprintf("%s-%s-%d", hash, strings.TrimPrefix(names[0], "r"), len(names)); id != want {
+				t.Errorf("id %s, not %s", id, want)
+			}
+		}
+		if parts < 3 || all != len(records) {
+			t.Errorf("%d parts of %d records", parts, all)
+		}
+	}
+}
+
+func TestAppendFixedTime(t *testing.T) {
+	for in, want := range map[string]string{
+		"2026-11-23T22:40:12Z":                "2026-11-23T22:40:12.000000000Z",
+		"2026-11-23T22:40:12.5Z":              "2026-11-23T22:40:12.500000000Z",
+		"2026-11-24T00:40:12.000000001+02:00": "2026-11-23T22:40:12.000000001Z",
+		"2026-11-23T22:40:12.999999999Z":      "2026-11-23T22:40:12.999999999Z",
+	} {
+		at, err := time.Parse(time.RFC3339Nano, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(appendFixedTime(nil, at)); got != want {
+			t.Errorf("%s: %s, not %s", in, got, want)
+		}
+	}
 }
