@@ -40,7 +40,7 @@ import sys
 from confluent_kafka import Producer
 producer = Producer({"bootstrap.servers": sys.argv[1]})
 for partition in range(len(producer.list_topics("ai_signals").topics["ai_signals"].partitions)):
-    for value in (b"no JSON", b"{}", b"[1]", b"null", b'{"id":[]}', b'{"id":"x","severity":1,"type":2,"subject":"me"}', None):
+    for value in (b"no JSON", b"{}", b"[1]", b"null", b'{"id":[]}', b'{"id":"sig_1","org":"acme"}', b'{"id":"x","severity":1,"type":2,"subject":"me"}', None):
         producer.produce("ai_signals", value, "acme", partition=partition)
 if producer.flush(20):
     sys.exit("the poison was not written")

@@ -40,7 +40,7 @@ func main() {
 		fetches.EachError(func(topic string, partition int32, err error) { log.Printf("%s/%d: %v", topic, partition, err) })
 		fetches.EachRecord(func(r *kgo.Record) {
 			var e event
-			if err := json.Unmarshal(r.Value, &e); err != nil || e.ID == "" {
+			if err := json.Unmarshal(r.Value, &e); err != nil || e.ID == "" || e.Type == "" || e.Severity == "" || e.Subject.Label == "" {
 				log.Printf("%s/%d at %d is not an event: %v", r.Topic, r.Partition, r.Offset, err)
 				return
 			}
