@@ -118,23 +118,24 @@ func (b *batch) reject(kind, what string, o signals.Outcome, reason signals.Reas
 	b.unnoted += n
 }
 
-// warned and unknownAttribute are how a note says that a signal was accepted, and probably meant otherwise.
+// warned and its reasons are how a note says that something passed, and was probably meant otherwise.
 const (
 	warned           signals.Outcome = "warning"
 	unknownAttribute signals.Reason  = "unknown_attribute"
+	nothingFound     signals.Reason  = "nothing_found"
 )
 
-// warn notes what a sender should hear of a signal that passed.
-func (b *batch) warn(what, detail string) {
+// warn notes what a sender should hear of what passed.
+func (b *batch) warn(what string, reason signals.Reason, detail string) {
 	b.warned = true
 	for i := range b.notes {
-		if b.notes[i].what == what && b.notes[i].reason == unknownAttribute {
+		if b.notes[i].what == what && b.notes[i].reason == reason {
 			b.notes[i].n++
 			return
 		}
 	}
 	if len(b.notes) < maxNotes {
-		b.notes = append(b.notes, note{what, warned, unknownAttribute, detail, 1})
+		b.notes = append(b.notes, note{what, warned, reason, detail, 1})
 	}
 }
 

@@ -78,7 +78,10 @@ const (
 )
 
 // A buffer is pooled scratch. What is in it is valid until it is given back; its capacity is charged to the request that has it.
-type buffer struct{ b []byte }
+type buffer struct {
+	b []byte
+	strange bool // it was JSON of which nothing is known, which OTLP has a receiver pass over
+}
 
 // A bodies reads and decodes request bodies into pooled scratch, within limits and a budget.
 type bodies struct {
@@ -116,7 +119,7 @@ func (p *bodies) get(c *charge, n int) (*buffer, error) {
 		pool.Put(b)
 		return nil, err
 	}
-	b.b = b.b[:0]
+	b.b, b.strange = b.b[:0], false
 	if err := p.grow(c, b, min(n, smallBuffer)); err != nil {
 		p.put(c, b)
 		return nil, err
@@ -358,12 +361,27 @@ func (p *bodies) convert(c *charge, kind otlp.Kind, b *buffer) (*buffer, error) 
 	c.give(most + before - cap(dst.b)) // from here on the buffer's own capacity is charged
 	if err != nil {
 		p.put(c, dst)
-		return nil, &malformedJSON{err}
+		return nil, &malformedJSON{err, encodingHint(b.b)}
 	}
+	dst.strange = len(dst.b) == 0 && otlp.NothingKnown(kind, b.b)
 	return dst, nil
 }
 
 // malformedJSON is what is wrong with a body that is not OTLP/JSON.
-type malformedJSON struct{ error }
+type malformedJSON struct {
+	error
+	hint string
+}
 
 func (e *malformedJSON) Unwrap() error { return e.error }
+
+// encodingHint says what a body that is not what its headers say looks like; "" where nobody can say.
+func encodingHint(body []byte) string {
+	switch {
+	case bytes.HasPrefix(body, []byte{0x1f, 0x8b}), bytes.HasPrefix(body, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		return ". It looks compressed: send Content-Encoding with it."
+	case bytes.HasPrefix(body, []byte("{")):
+		return ". If it is JSON, send Content-Type: application/json with it."
+	}
+	return ""
+}

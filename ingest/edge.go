@@ -370,6 +370,9 @@ func (e *Edge) authenticate(ctx context.Context, r *request) (auth.Identity, *re
 	}
 	var why *auth.Refusal
 	switch {
+	case errors.Is(err, auth.ErrNoCredentials) && len(r.authorization) > 0:
+		return auth.Identity{}, &refused{code: 401, reason: noCredentials,
+			detail: "The Authorization header carries no key: it must be Bearer KEY, or Basic with the org's slug and the key. Or set the header x-flowstate-key to the key."}
 	case errors.Is(err, auth.ErrNoCredentials):
 		return auth.Identity{}, &refused{code: 401, reason: noCredentials,
 			detail: "No key was sent. Set the header x-flowstate-key to a telemetry key (for OpenTelemetry: OTEL_EXPORTER_OTLP_HEADERS=x-flowstate-key=KEY)."}

@@ -497,6 +497,9 @@ func TestCodesAndJunk(t *testing.T) {
 		{"deep JSON", "/v1/logs", []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":` + deep + `}]}]}]}`), []string{"Content-Type", "application/json"}, 400, ""},
 		{"spans among logs", "/v1/logs", []byte(`{"resourceSpans":[{}]}`), []string{"Content-Type", "application/json"}, 400, "holds spans, which go to /v1/traces"},
 		{"metrics among spans", "/v1/traces", []byte(`{"resource_metrics":[{}]}`), []string{"Content-Type", "application/json"}, 400, "holds metrics, which go to /v1/metrics"},
+		{"compressed, and not said so", "/v1/logs", gzipped(t, valid), []string{"Content-Type", "application/x-protobuf"}, 400, "Content-Encoding"},
+		{"compressed JSON, and not said so", "/v1/logs", gzipped(t, []byte(`{}`)), []string{"Content-Type", "application/json"}, 400, "Content-Encoding"},
+		{"JSON said to be protobuf", "/v1/logs", []byte(`{"resourceLogs":[]}`), []string{"Content-Type", "application/x-protobuf"}, 400, "Content-Type: application/json"},
 		{"bomb", "/v1/logs", bomb, []string{"Content-Type", "application/x-protobuf", "Content-Encoding", "gzip"}, 413, ""},
 		{"too large", "/v1/logs", make([]byte, 2<<20), []string{"Content-Type", "application/x-protobuf"}, 413, ""},
 		{"no content type", "/v1/logs", valid, nil, 415, "application/x-protobuf"},
@@ -698,4 +701,50 @@ func TestLimits(t *testing.T) {
 		t.Errorf("whoami over the limit: %s", a)
 	}
 	e.balanced()
+}
+
+// What OTLP has us pass over is accepted, and its sender hears that nothing was found; who has nothing to send hears nothing.
+func TestNothingFound(t *testing.T) {
+	e := startEdge(t)
+	key := e.add(service(auth.Production))
+	for _, c := range []struct {
+		path, body string
+		says       string // "": full success
+	}{
+		{"/v1/logs", `{"type":"forecast_breach"}`, "/v1/signals"},
+		{"/v1/logs", `{"message":"done","level":"info"}`, "resourceLogs[].scopeLogs[].logRecords[]"},
+		{"/v1/traces", `{"spans":[{}]}`, "resourceSpans[].scopeSpans[].spans[]"},
+		{"/v1/metrics", `{"metrics":[{"name":"m"}]}`, "data points"},
+		{"/v1/logs", `{}`, ""},
+		{"/v1/logs", `{"resourceLogs":[{}]}`, ""},
+		{"/v1/logs", ` {"resource_logs" : [ ] , "more": 1}`, ""},
+		{"/v1/logs", `{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"more":1}]}],"more":1}],"more":1}`, ""},
+	} {
+		a := e.send("POST", c.path, []byte(c.body), "Content-Type", "application/json", "x-flowstate-key", key)
+		if a.code != 200 || c.says == "" && string(a.body) != "{}" ||
+			c.says != "" && (!strings.HasPrefix(string(a.body), `{"partialSuccess":{"errorMessage":"warning: body`) || !strings.Contains(string(a.body), c.says)) {
+			t.Errorf("%s %s: %s", c.path, c.body, a)
+		}
+	}
+	// Nothing that was accepted is told apart in the ledger.
+	if _, outcomes := e.ledger(); outcomes["logs/accepted/kafka"] != 1 {
+		t.Errorf("%v", outcomes)
+	}
+	e.balanced()
+}
+
+func TestUnknownTypesAreNamed(t *testing.T) {
+	e := startEdge(t)
+	key := e.add(service(auth.Production))
+	a, _ := e.signals(key, `[{"type":"Forcast-Breach"},{"type":"forcast_breach"},{"type":"forecast_breach"},{"type":"personal_use_company_account"}]`)
+	if a.code != 200 || !strings.Contains(string(a.body), `"accepted":3,`) || !strings.Contains(string(a.body), `"unknown_types":["forcast_breach"]`) {
+		t.Errorf("%s", a)
+	}
+	if a, _ := e.signals(key, `{"type":"forecast_breach"}`); strings.Contains(string(a.body), "unknown_types") {
+		t.Errorf("%s", a)
+	}
+	a = e.send("POST", "/v1/signals", []byte(`{"type":"a"}`), "Content-Type", "application/json", "Authorization", key)
+	if a.code != 401 || !strings.Contains(string(a.body), "Bearer KEY") || strings.Contains(string(a.body), key) {
+		t.Errorf("a key without its scheme: %s", a)
+	}
 }

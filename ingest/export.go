@@ -54,8 +54,9 @@ func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity,
 // prepare makes the messages of one decoded protobuf payload, in b. It gives the body back as soon as it is copied; nothing of the batch aliases it.
 func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route, body *buffer, received time.Time, c *charge) *refused {
 	if err := b.rewriter.Check(rt.payload, body.b); err != nil {
+		hint := encodingHint(body.b)
 		e.bodies.put(c, body)
-		return &refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP export request: " + err.Error()}
+		return &refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP export request: " + err.Error() + hint}
 	}
 	p := id.Principal
 	var badgeRoom [512]byte
@@ -74,6 +75,9 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 	var sum xxh3.Uint128
 	if result.Records > 0 {
 		sum = payloadID(p, rt.kind, body.b)
+	}
+	if body.strange {
+		b.warn("body", nothingFound, "none of its members is OTLP's, which has the records in "+placeOf[rt.payload]+" and has us pass over what we do not know. A signal goes to /v1/signals")
 	}
 	e.bodies.put(c, body)
 	request := trace.SpanFromContext(ctx)
@@ -120,10 +124,17 @@ func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route
 			return crowded(err)
 		}
 		if ok && f.raised[i].Warning != "" {
-			b.warn(v.Type, f.raised[i].Warning)
+			b.warn(v.Type, unknownAttribute, f.raised[i].Warning)
 		}
 	}
 	return nil
+}
+
+// placeOf says where in OTLP/JSON the records are.
+var placeOf = map[otlp.Kind]string{
+	otlp.Logs:    "resourceLogs[].scopeLogs[].logRecords[]",
+	otlp.Spans:   "resourceSpans[].scopeSpans[].spans[]",
+	otlp.Metrics: "resourceMetrics[].scopeMetrics[].metrics[], as data points",
 }
 
 // neverFitting refuses a request for what it needs at once.
@@ -456,7 +467,7 @@ func (e *Edge) bodyRefusal(err error) refused {
 	case errors.As(err, &stray) && stray.Reason == otlp.OtherKind:
 		return refused{code: 400, reason: malformedBody, detail: "The body holds " + stray.Holds.String() + ", which go to " + pathOf(stray.Holds) + ". Nothing of it was taken."}
 	case errors.As(err, &junk):
-		return refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP/JSON export request: " + err.Error()}
+		return refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP/JSON export request: " + err.Error() + junk.hint}
 	case errors.As(err, &broken):
 		if errors.As(err, &timeout) && timeout.Timeout() {
 			return refused{code: 408, reason: readTimeout, detail: "The body did not arrive in time."}

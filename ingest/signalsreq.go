@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"go.opentelemetry.io/otel/attribute"
 
@@ -16,7 +17,12 @@ type signalsAnswer struct {
 	Accepted int            `json:"accepted"`
 	Filtered []filteredItem `json:"filtered"`
 	Invalid  []invalidItem  `json:"invalid"`
+	// The types that were accepted although nobody has declared them, at most maxUnknownTypes: a typing error is kept as category other, and its sender
+	// would not know.
+	Unknown []string `json:"unknown_types,omitempty"`
 }
+
+const maxUnknownTypes = 20
 
 type filteredItem struct {
 	Index  int            `json:"index"`
@@ -75,6 +81,9 @@ func (e *Edge) signals(ctx context.Context, r *request, id auth.Identity, body *
 			return e.refuse(r, rt, *e.crowded(id, r.span, err, kindSignals, len(raised), 0))
 		case ok:
 			answer.Accepted++
+			if !e.cfg.Decider.Taxonomy().Known(v.Type) && !slices.Contains(answer.Unknown, v.Type) && len(answer.Unknown) < maxUnknownTypes {
+				answer.Unknown = append(answer.Unknown, v.Type)
+			}
 		case v.Outcome == signals.Filtered:
 			answer.Filtered = append(answer.Filtered, filteredItem{i, v.Type, v.Reason})
 		default:

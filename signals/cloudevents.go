@@ -15,21 +15,21 @@ const eventType = "application/cloudevents+json"
 //
 // Data in the shape of an item (it has a member "type") is read as the item; then the event's own type is the name of the
 // event, with a dot in it (inc.flowstate.signal.v1), or says the same. Without such data the event's type is the signal's
-// type, and its data the details. The event's id and time stand where the item names none. A plain event type beside
+// type, and its data the details. The event's id and time stand where the item names none, and so does an extension attribute severity. A plain event type beside
 // another type in the data is refused: nobody can say which of the two the filter should believe. So is, by the Decider, one with
 // a dot that it knows as a type.
 func (p *parser) cloudEvent(r *Raised, obj []byte) string {
 	var (
-		seen                                         names
-		version, id, source, kind, at, dataType, b64 string
-		data                                         []byte
+		seen                                                   names
+		version, id, source, kind, at, severity, dataType, b64 string
+		data                                                   []byte
 	)
 	_ = members(obj, func(name string, value []byte) error {
 		if !seen.add(name) {
 			r.fail(DuplicateField, "%s is given twice", quoted(name))
 			return nil
 		}
-		into := map[string]*string{"specversion": &version, "id": &id, "source": &source, "type": &kind, "time": &at,
+		into := map[string]*string{"specversion": &version, "id": &id, "source": &source, "type": &kind, "time": &at, "severity": &severity,
 			"datacontenttype": &dataType, "data_base64": &b64}[name]
 		switch {
 		case name == "data":
@@ -75,7 +75,20 @@ func (p *parser) cloudEvent(r *Raised, obj []byte) string {
 	if r.DetectedAt.IsZero() && at != "" {
 		r.setTime("time", at)
 	}
+	p.eventSeverity(r, severity)
 	return source
+}
+
+// eventSeverity takes the severity that stands beside the data. Passing it over, as other extension attributes are, would turn a BLOCK into the type's default.
+func (p *parser) eventSeverity(r *Raised, sent string) {
+	if sent == "" {
+		return
+	}
+	item := r.Severity
+	r.setSeverity(sent)
+	if item != "" && item != r.Severity {
+		r.fail(DuplicateField, "the event's severity %s and data.severity %s differ: give it once", quoted(sent), quoted(string(item)))
+	}
 }
 
 func (p *parser) eventData(r *Raised, kind string, data []byte) {

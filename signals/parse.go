@@ -156,7 +156,7 @@ func (p *parser) lines(body []byte) error {
 		r.fail(Malformed, "the line is not JSON: %s", whyInvalid(line))
 	}
 	if !some {
-		return fmt.Errorf("%w: none of its lines is", ErrBody)
+		return fmt.Errorf("%w: none of its lines is (curl sends a file with its line ends by --data-binary, not by -d)", ErrBody)
 	}
 	return nil
 }

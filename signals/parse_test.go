@@ -191,6 +191,14 @@ func TestParseCloudEvents(t *testing.T) {
 	if r.Fault != nil || string(r.Details) != `{"x":1}` {
 		t.Errorf("data_base64: %+v %v", r, r.Fault)
 	}
+	r = one(t, single, `{"specversion":"1.0","id":"ce-1","source":"/b","type":"a","severity":"block","data":{"x":1}}`)
+	if r.Fault != nil || r.Severity != Block || string(r.Details) != `{"x":1}` {
+		t.Errorf("severity beside the data: %+v", r)
+	}
+	r = one(t, single, `{"specversion":"1.0","id":"ce-1","source":"/b","type":"x.y","severity":"WARN","data":{"type":"a","severity":"warn"}}`)
+	if r.Fault != nil || r.Severity != Warn {
+		t.Errorf("the same severity twice: %+v", r)
+	}
 	r = one(t, single, `{"specversion":"1.0","id":"ce-1","source":"/b","type":"forecast_breach"}`)
 	if r.Fault != nil || r.Type != "forecast_breach" || r.Details != nil {
 		t.Errorf("no data: %+v %v", r, r.Fault)
@@ -217,6 +225,8 @@ func TestParseCloudEvents(t *testing.T) {
 	f(`{"specversion":"1.0","id":"1","source":"/b","type":"a","data":{"x":1},"data_base64":"e30="}`, DuplicateField)
 	f(`{"specversion":"1.0","id":"1","source":"/b","type":"personal_use_company_account","data":{"type":"forecast_breach"}}`, DuplicateField)
 	f(`{"specversion":"1.0","id":"1","source":"/b","type":"x.y","data":{"type":"a","type":"b"}}`, DuplicateField)
+	f(`{"specversion":"1.0","id":"1","source":"/b","type":"x.y","severity":"BLOCK","data":{"type":"a","severity":"WARN"}}`, DuplicateField)
+	f(`{"specversion":"1.0","id":"1","source":"/b","type":"a","severity":"high","data":{"x":1}}`, BadSeverity)
 	f(`{"specversion":"1.0","id":"1","source":"/b","type":"a","data":"text"}`, Malformed)
 	f(`{"specversion":"1.0","id":"1","source":"/b","type":"a","datacontenttype":"text/xml","data":{}}`, Malformed)
 	f(`{"specversion":"1.0","id":"1","source":"/b","type":"a","data_base64":"%%"}`, Malformed)

@@ -35,6 +35,24 @@ func JSONToProto(dst []byte, kind Kind, src []byte) ([]byte, error) {
 	return d.dst, nil
 }
 
+// NothingKnown reports whether src, a JSON object, has members and none that an Export…ServiceRequest of the given kind has.
+func NothingKnown(kind Kind, src []byte) bool {
+	d := decoder{src: src}
+	if d.need('{') != nil {
+		return false
+	}
+	for first := true; ; first = false {
+		ok, err := d.more(first, '}')
+		if err != nil || !ok {
+			return err == nil && !first
+		}
+		name, err := d.member()
+		if err != nil || kind.request().byName(name) != nil || d.skip(0) != nil {
+			return false
+		}
+	}
+}
+
 // object reads an object as the content of a message of type m.
 func (d *decoder) object(m *message) error {
 	d.in = m.name
