@@ -170,12 +170,18 @@ func showUsage(w io.Writer, raw json.RawMessage) error {
 	}
 	t = tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprint(t, "\nSENDER\tUSER AGENT\tSERVICE\tFIRST\tLAST\tREQUESTS\tKEY\n")
+	refused := false
 	for _, k := range out.Keys {
+		refused = refused || k.Total.Refused > 0
 		for _, s := range k.Senders {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", s.Address, s.UserAgent, s.Service, when(s.First), when(s.Last), s.Requests, k.Prefix)
 		}
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || !refused {
+		return err
+	}
+	_, err := fmt.Fprint(w, "\nREFUSED are requests over a limit or with a revoked key. Where they came from: sluice tail --refused\n")
+	return err
 }
 
 // byteCount is a number of bytes for people.

@@ -156,11 +156,16 @@ func problemError(status int, body []byte) error {
 	}
 	var s strings.Builder
 	s.WriteString(p.Title)
-	if p.Detail != "" {
+	// Where each field has its reason, the sentence above them only points to the list, which nobody sees here.
+	if p.Detail != "" && (len(p.Errors) == 0 || !strings.Contains(p.Detail, "errors has what and why")) {
 		s.WriteString(": " + p.Detail)
 	}
-	for _, e := range p.Errors {
-		fmt.Fprintf(&s, "; %s: %s", e.Field, e.Detail)
+	for i, e := range p.Errors {
+		separator := "; "
+		if i == 0 {
+			separator = ": "
+		}
+		fmt.Fprintf(&s, "%s%s: %s", separator, e.Field, e.Detail)
 	}
 	return errors.New(s.String())
 }

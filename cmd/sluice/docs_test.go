@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"flowstate.inc/sluice/signals"
 )
 
 // A doc is a page of Markdown, cut into what the tests of the docs look at.
@@ -205,5 +207,54 @@ func TestDocsFlags(t *testing.T) {
 				t.Errorf("%s: no command has %s", d.path, flag)
 			}
 		}
+	}
+}
+
+// answers.md tells senders the types, as they are in code.
+func TestDocsNameTheTypes(t *testing.T) {
+	taxonomy, err := signals.NewTaxonomy(signals.TaxonomyConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	want.WriteString("| type | category | severity unless sent | about |\n|---|---|---|---|\n")
+	for _, st := range taxonomy.Types() {
+		fmt.Fprintf(&want, "| `%s` | %s | %s | %s |\n", st.Type, st.Category, st.BaseSeverity, st.AppliesTo)
+	}
+	page, err := os.ReadFile(filepath.Join(repositoryRoot, "deploy/docs/answers.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), want.String()+"\n") {
+		t.Errorf("the table of types is not\n%s", want.String())
+	}
+}
+
+var recordReasons = regexp.MustCompile(`sluice_ingest_records_total[^\n]*?reason(?:=~?)"\(?([a-z_|]+)`)
+
+// A reason that does not exist matches nothing, and nobody notices at three in the morning.
+func TestDocsNameReasonsOfRecords(t *testing.T) {
+	known := map[string]bool{}
+	for _, reasons := range signals.Reasons {
+		for _, r := range reasons {
+			known[string(r)] = true
+		}
+	}
+	found := 0
+	for _, page := range docPages(t) {
+		b, err := os.ReadFile(filepath.Join(repositoryRoot, page.path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range recordReasons.FindAllStringSubmatch(string(b), -1) {
+			for r := range strings.SplitSeq(m[1], "|") {
+				if found++; !known[r] {
+					t.Errorf("%s: sluice_ingest_records_total has no reason %q", page.path, r)
+				}
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no page names a reason: does the pattern still match?")
 	}
 }
