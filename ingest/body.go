@@ -79,7 +79,7 @@ const (
 
 // A buffer is pooled scratch. What is in it is valid until it is given back; its capacity is charged to the request that has it.
 type buffer struct {
-	b []byte
+	b       []byte
 	strange bool // it was JSON of which nothing is known, which OTLP has a receiver pass over
 }
 

@@ -60,7 +60,7 @@ func TestLogThatBlocks(t *testing.T) {
 	defer close(l.stuck)
 	c := newFake(t)
 	cfg := brokersOf(c)
-	cfg.Logger = slog.New(l)
+	cfg.Logger, cfg.Timeout = slog.New(l), 500*time.Millisecond
 	p := startProducer(t, cfg)
 	for _, code := range []*kerr.Error{kerr.MessageTooLarge, kerr.InvalidRecord, kerr.MessageTooLarge} {
 		c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: 1})
@@ -74,6 +74,19 @@ func TestLogThatBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What the attempts and the look-ups of the leaders have to say comes now, more of it than is kept.
+	f := newFreezer(c)
+	f.frozen[0].Store(true)
+	for i := range 3 {
+		if err := produceOne(p, fmt.Sprint(i), "v"); !errors.Is(err, ErrKafkaUnavailable) {
+			t.Errorf("frozen: %v", err)
+		}
+	}
+	f.frozen[0].Store(false)
+	for range cap(p.lines) + 1 {
+		p.tell(slog.LevelInfo, "and more")
+	}
+	eventually(t, "the broker answers again", func() bool { return produceOne(p, "k", "v") == nil })
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if err := p.Close(ctx); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -78,14 +79,12 @@ func (p *Producer) watch() {
 			p.apply(res)
 			p.contact.Store(time.Now().UnixNano())
 			if p.lastErr.Swap(nil) != nil {
-				p.log.Info("kafka answers again", "brokers", len(res.Brokers))
+				p.tell(slog.LevelInfo, "kafka answers again", slog.Int("brokers", len(res.Brokers)))
 			}
 		} else if p.ctx.Err() == nil {
 			p.lastErr.Store(&err)
 			p.metrics.metadataFailed()
-			if p.said.allow("metadata") {
-				p.log.Warn("kafka does not tell us the leaders", "error", err)
-			}
+			p.say("metadata", "kafka does not tell us the leaders", slog.Any("error", err))
 		}
 		close(round.done)
 		p.probe()
@@ -327,7 +326,7 @@ func (p *Producer) noTopic(topic string, code kafka.Error) error {
 	}
 	err := &UnavailableError{Topic: topic, Kind: kindOfCode(code), Err: code}
 	if p.said.allow("topic " + topic) {
-		p.log.Error("kafka topic cannot be written", "topic", topic, "error", err)
+		p.tell(slog.LevelError, "kafka topic cannot be written", slog.String("topic", topic), slog.Any("error", err))
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"log/slog"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -125,9 +126,9 @@ func (b *kafkaBroker) note(err error) {
 		return
 	}
 	if err != nil {
-		b.p.log.Warn("kafka broker is away", "broker", b.id, "addr", b.addr, "error", err)
+		b.p.tell(slog.LevelWarn, "kafka broker is away", slog.Int("broker", int(b.id)), slog.String("addr", b.addr), slog.Any("error", err))
 	} else {
-		b.p.log.Info("kafka broker is back", "broker", b.id, "addr", b.addr)
+		b.p.tell(slog.LevelInfo, "kafka broker is back", slog.Int("broker", int(b.id)), slog.String("addr", b.addr))
 	}
 }
 
@@ -244,7 +245,7 @@ func (s *kafkaSlot) send(now time.Time) {
 			if recover() == nil {
 				return
 			}
-			s.p.log.Error("panic while sending to kafka", "stack", string(debug.Stack()))
+			s.p.tell(slog.LevelError, "panic while sending to kafka", slog.String("stack", string(debug.Stack())))
 			if s.conn != nil {
 				s.hangUp()
 			}

@@ -303,17 +303,18 @@ func (s *Sink) learn(part partitionID, err error, waited time.Duration, probe bo
 	switch {
 	case err == nil:
 		if s.breakers.heal(part) {
-			s.log.Info("kafka partition takes messages again", "topic", part.topic, "partition", part.index)
+			s.log.Info("kafka takes the messages of a topic again", "topic", part.topic)
 		}
 	case errors.As(err, &away) && away.Kind == KindCancelled && waited < s.producer.cfg.Timeout/2:
 		// The request was late by itself: its time was over before Kafka had its own.
 		s.breakers.inconclusive(part, probe)
 	case errors.As(err, &away) && away.Kind != KindClosed && !errors.Is(err, context.Canceled):
-		if s.breakers.trip(part, time.Now()) {
+		was, topic := s.breakers.trip(part, time.Now())
+		if was {
 			s.metrics.trips.Inc()
-			if s.said.allow("sick " + part.topic) {
-				s.log.Warn("kafka partition does not take messages, they go to the spool", "topic", part.topic, "partition", part.index, "error", err)
-			}
+		}
+		if topic {
+			s.log.Warn("kafka does not take messages of a topic, they go to the spool", "topic", part.topic, "partition", part.index, "error", err)
 		}
 	default: // too much under way, messages that nobody would take, or the end: nothing about the partition
 		s.breakers.inconclusive(part, probe)

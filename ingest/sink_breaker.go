@@ -62,32 +62,42 @@ func (b *breakers) sick(part partitionID) bool {
 	return b.open[part] != nil
 }
 
-// heal says that a message got through. It reports whether the partition was sick.
-func (b *breakers) heal(part partitionID) bool {
+// heal says that a message got through. It reports whether that was the last partition of its topic that was sick.
+func (b *breakers) heal(part partitionID) (topic bool) {
 	if b.n.Load() == 0 {
 		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	was := b.open[part] != nil
+	was := b.sickOf(part.topic) > 0
 	delete(b.open, part)
 	delete(b.open, partitionID{part.topic, -1}) // the topic is known now
 	b.n.Store(int32(len(b.open)))
-	return was
+	return was && b.sickOf(part.topic) == 0
 }
 
-// trip says that a message did not get through. It reports whether the partition was well.
-func (b *breakers) trip(part partitionID, now time.Time) bool {
+// trip says that a message did not get through. It reports whether the partition was well, and whether all of its topic were.
+func (b *breakers) trip(part partitionID, now time.Time) (was, topic bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	o := b.open[part]
 	if o == nil {
 		b.open[part] = &openBreaker{probed: now}
 		b.n.Store(int32(len(b.open)))
-		return true
+		return true, b.sickOf(part.topic) == 1
 	}
 	o.probing, o.probed = false, now
-	return false
+	return false, false
+}
+
+// sickOf counts those of a topic. It is called with mu held.
+func (b *breakers) sickOf(topic string) (n int) {
+	for part := range b.open {
+		if part.topic == topic {
+			n++
+		}
+	}
+	return n
 }
 
 // inconclusive ends a probe that told nothing.
