@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 )
 
@@ -15,14 +16,35 @@ const probePrefix = "fsk_000000000000"
 func (c *Chain) runProbes(ctx context.Context) {
 	tick := time.NewTicker(c.cfg.Bounds.Poll)
 	defer tick.Stop()
+	truth := tier{log: c.cfg.Logger, up: true, lost: "the database does not answer look-ups of keys: known keys are served from memory and Redis", back: "the database answers look-ups of keys again"}
+	shared := tier{log: c.cfg.Logger, up: true, lost: "redis does not answer look-ups of keys: the database is asked instead", back: "redis answers look-ups of keys again"}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 			c.probe(ctx)
+			truth.note(c.truthUp.closed())
+			shared.note(c.redisUp.closed())
 		}
 	}
+}
+
+// A tier is one of the two that may be away, as the log last said.
+type tier struct {
+	log        *slog.Logger
+	up         bool
+	lost, back string
+}
+
+func (t *tier) note(up bool) {
+	switch {
+	case t.up && !up:
+		t.log.Warn(t.lost)
+	case !t.up && up:
+		t.log.Info(t.back)
+	}
+	t.up = up
 }
 
 func (c *Chain) probe(ctx context.Context) {

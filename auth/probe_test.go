@@ -1,7 +1,10 @@
 package auth
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,7 +15,8 @@ func TestIdleEdgeProbesTheDatabase(t *testing.T) {
 	for _, hang := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			d := newDatabase(time.Now)
-			c := newChain(t, d, nil)
+			var said bytes.Buffer // written by one goroutine, which has ended when it is read
+			c := newChain(t, d, func(cfg *ChainConfig) { cfg.Logger = slog.New(slog.NewTextHandler(&said, nil)) })
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			ran := make(chan error, 1)
@@ -40,6 +44,10 @@ func TestIdleEdgeProbesTheDatabase(t *testing.T) {
 			stop()
 			if err := <-ran; err != nil {
 				t.Error(err)
+			}
+			if lost, back := strings.Index(said.String(), "database does not answer look-ups"), strings.Index(said.String(), "database answers look-ups of keys again"); lost < 0 || back < lost ||
+				strings.Count(said.String(), "look-ups of keys") != 2 {
+				t.Errorf("the log says\n%s", &said)
 			}
 		})
 	}

@@ -216,7 +216,12 @@ func (e *Edge) count(rt route, r *request, res response) response {
 		level = slog.LevelWarn
 	}
 	if e.log.Enabled(context.Background(), level) {
-		e.log.Log(context.Background(), level, "request refused", "request_id", r.id.String(), "kind", kind, "code", res.code, "reason", string(res.reason))
+		prefix := ""
+		if !r.ambiguous {
+			prefix, _ = auth.PrefixFromHeaders(r.key, r.authorization)
+		}
+		e.log.Log(context.Background(), level, "request refused", "request_id", r.id.String(), "kind", kind, "code", res.code, "reason", string(res.reason),
+			"prefix", prefix, "remote", r.remote.String())
 	}
 	return res
 }

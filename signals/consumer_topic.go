@@ -126,7 +126,7 @@ func (q *QuietLog) Say(level slog.Level, sort, msg string, args ...any) {
 // Complaints takes what kafka-go's reader has to say of a consumer's work.
 func (q *QuietLog) Complaints(reader string) kafka.Logger {
 	return kafka.LoggerFunc(func(format string, a ...any) {
-		q.Say(slog.LevelWarn, format, reader+": "+fmt.Sprintf(format, a...))
+		q.Say(slog.LevelWarn, format, reader+": the kafka client complains", "said", fmt.Sprintf(format, a...))
 	})
 }
 

@@ -13,8 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// newLogger writes to w: text on a terminal, JSON elsewhere, unless format says otherwise. The level may be moved while it is in use. The same warning is
-// written calmLines times in calmTime and then left out, which the next one says.
+// newLogger writes to w: text on a terminal, JSON elsewhere, unless format says otherwise. The level may be moved while it is in use. The warnings of calmed are
+// written so many times in calmTime and then left out, which the next one says.
 func newLogger(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, error) {
 	l := new(slog.LevelVar)
 	if err := l.UnmarshalText([]byte(level)); err != nil {
@@ -47,23 +47,28 @@ func readableDurations(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-const (
-	calmLines = 10
-	calmTime  = 10 * time.Second
-)
+// calmTime is how long the counts of calmed hold.
+const calmTime = 10 * time.Second
 
-// A calmHandler keeps a warning that each request has, because something is away, from burying everything else. What is an error is always written, and so
-// is what is less than a warning; at the level debug everything is.
+// calmed are the warnings that each request, or each connection, has while something is away, and how many of them are enough. The others differ from one another in
+// what they name, so none of them may be left out.
+var calmed = map[string]int{"request refused": 10, redisSaid: 1}
+
+const redisSaid = "redis client"
+
+// A calmHandler keeps the warnings of calmed from burying everything else. At the level debug everything is written. How many requests were refused, those left out
+// at the end of an outage among them, the metrics say.
 type calmHandler struct {
 	slog.Handler
 	calm *calm
 }
 
 func (h *calmHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level < slog.LevelWarn || r.Level >= slog.LevelError || h.Enabled(ctx, slog.LevelDebug) {
+	most, calm := calmed[r.Message]
+	if !calm || r.Level < slog.LevelWarn || r.Level >= slog.LevelError || h.Enabled(ctx, slog.LevelDebug) {
 		return h.Handler.Handle(ctx, r)
 	}
-	left, ok := h.calm.allow(r.Message, r.Time)
+	left, ok := h.calm.allow(r.Message, most, r.Time)
 	if !ok {
 		return nil
 	}
@@ -82,7 +87,7 @@ func (h *calmHandler) WithGroup(name string) slog.Handler {
 	return &calmHandler{h.Handler.WithGroup(name), h.calm}
 }
 
-// calm counts lines by their message. Messages are constants of the code, so they are few.
+// calm counts lines by their message, of which calmed has few.
 type calm struct {
 	mu    sync.Mutex
 	lines map[string]*calmLine
@@ -94,7 +99,7 @@ type calmLine struct {
 }
 
 // allow says whether a line may be written now, and how many like it have been left out since the last one that was.
-func (c *calm) allow(message string, now time.Time) (left int, ok bool) {
+func (c *calm) allow(message string, most int, now time.Time) (left int, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.lines[message]
@@ -105,7 +110,7 @@ func (c *calm) allow(message string, now time.Time) (left int, ok bool) {
 	if now.Sub(l.since) >= calmTime {
 		l.since, l.written = now, 0
 	}
-	if l.written == calmLines {
+	if l.written == most {
 		l.left++
 		return 0, false
 	}
@@ -120,5 +125,5 @@ func logRedis(log *slog.Logger) { redis.SetLogger(redisLog{log}) }
 type redisLog struct{ log *slog.Logger }
 
 func (l redisLog) Printf(ctx context.Context, format string, v ...any) {
-	l.log.WarnContext(ctx, "redis client", "said", fmt.Sprintf(format, v...))
+	l.log.WarnContext(ctx, redisSaid, "said", fmt.Sprintf(format, v...))
 }

@@ -35,7 +35,8 @@ func (p *process) raiseMisuse(ctx context.Context) {
 	}
 }
 
-// raiseFirst raises the signal unless the fleet has. One that cannot be raised is nobody's: the next use raises it.
+// raiseFirst raises the signal unless the fleet has. One that cannot be raised is nobody's: the next use at
+// another edge raises it, or here a minute later.
 func (p *process) raiseFirst(ctx context.Context, m misuse, raise func(context.Context, auth.Record, netip.Addr) error) {
 	if !p.firstMisuse(ctx, m.rec.Prefix) {
 		return

@@ -293,6 +293,7 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 		}
 	}
 
+	began := time.Now()
 	p.setState("draining")
 	delay := p.cfg.spool.drainDelay
 	if err != nil {
@@ -329,7 +330,8 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	}
 	p.tracing.stop(stop)
 	errs = append(errs, wrapErr("stop ops", p.ops.Shutdown(stop)))
-	_ = servers.Wait()                                  // its error came by failed
+	_ = servers.Wait() // its error came by failed
+	p.log.Info("stopped", "took", time.Since(began).Round(time.Millisecond))
 	return errors.Join(append(errs, p.durable.left)...) // what is left decides the exit status, whatever else went wrong
 }
 
