@@ -41,44 +41,46 @@ func TestBreakerWithSuccessAndFailureAtOnce(t *testing.T) {
 
 // What the database does not answer is no miss: it costs nobody's budget.
 func TestUnansweredLookUpsCostNothing(t *testing.T) {
-	d := newDatabase(new(clockwork).now)
-	_, cred := d.create("digest")
-	stranger := netip.MustParseAddr("198.51.100.9")
-	c := newChain(t, d, func(cfg *ChainConfig) {
-		cfg.MissesPerSource, cfg.Bounds.Answer = 1, 20*time.Millisecond // two at once
+	synctest.Test(t, func(t *testing.T) {
+		d := newDatabase(new(clockwork).now)
+		_, cred := d.create("digest")
+		stranger := netip.MustParseAddr("198.51.100.9")
+		c := newChain(t, d, func(cfg *ChainConfig) {
+			cfg.MissesPerSource, cfg.Bounds.Answer = 1, 20*time.Millisecond // two at once
+		})
+		ask := func() error {
+			_, junk := MintKey(KindServiceAccount)
+			_, err := c.Authenticate(t.Context(), Credentials{Key: junk}, stranger)
+			return err
+		}
+		d.set(func() { d.down = errDown })
+		for range breakAfter - 1 {
+			if err := ask(); !errors.Is(err, errDown) {
+				t.Fatalf("got %v", err)
+			}
+		}
+		d.set(func() { d.down = nil })
+		for range cap(c.budget.unknown) {
+			c.budget.unknown <- struct{}{}
+		}
+		for range 3 {
+			if err := ask(); !errors.Is(err, errOverSlots) {
+				t.Fatalf("got %v", err)
+			}
+		}
+		for range cap(c.budget.unknown) {
+			<-c.budget.unknown
+		}
+		for range 2 {
+			if err := ask(); !errors.Is(err, ErrUnknownKey) {
+				t.Fatalf("got %v", err)
+			}
+		}
+		if err := ask(); !errors.Is(err, errOverSource) {
+			t.Errorf("misses cost nothing: %v", err)
+		}
+		accepted(t, c, cred)
 	})
-	ask := func() error {
-		_, junk := MintKey(KindServiceAccount)
-		_, err := c.Authenticate(t.Context(), Credentials{Key: junk}, stranger)
-		return err
-	}
-	d.set(func() { d.down = errDown })
-	for range breakAfter - 1 {
-		if err := ask(); !errors.Is(err, errDown) {
-			t.Fatalf("got %v", err)
-		}
-	}
-	d.set(func() { d.down = nil })
-	for range cap(c.budget.unknown) {
-		c.budget.unknown <- struct{}{}
-	}
-	for range 3 {
-		if err := ask(); !errors.Is(err, errOverSlots) {
-			t.Fatalf("got %v", err)
-		}
-	}
-	for range cap(c.budget.unknown) {
-		<-c.budget.unknown
-	}
-	for range 2 {
-		if err := ask(); !errors.Is(err, ErrUnknownKey) {
-			t.Fatalf("got %v", err)
-		}
-	}
-	if err := ask(); !errors.Is(err, errOverSource) {
-		t.Errorf("misses cost nothing: %v", err)
-	}
-	accepted(t, c, cred)
 }
 
 // A flood from enough addresses to spend the common budget leaves an address that was never heard of its first look-up.
@@ -118,22 +120,24 @@ func TestNewcomersInAFlood(t *testing.T) {
 
 // A record that the feed does not stand for is not served because the database has no time for it, only because it fails: it may be revoked.
 func TestNoSlotIsNoOutage(t *testing.T) {
-	clk := new(clockwork)
-	d := newDatabase(clk.now)
-	_, cred := d.create("digest")
-	c := newChain(t, d, func(cfg *ChainConfig) { cfg.Bounds.Answer = 50 * time.Millisecond })
-	reads(t, c)
-	accepted(t, c, cred)
-	for range cap(c.budget.slots) {
-		c.budget.slots <- struct{}{}
-	}
-	clk.advance(11 * time.Second) // the feed is cut
-	c.truthUp.success(c.clock())  // and look-ups of others are answered
-	unavailable(t, c, cred)
-	clk.advance(time.Second) // nobody's any more
-	accepted(t, c, cred)
-	clk.advance(59 * time.Minute)
-	reads(t, c) // the hour of its record is over, but the feed would have told of a revocation
-	c.truthUp.success(c.clock())
-	accepted(t, c, cred)
+	synctest.Test(t, func(t *testing.T) {
+		clk := new(clockwork)
+		d := newDatabase(clk.now)
+		_, cred := d.create("digest")
+		c := newChain(t, d, func(cfg *ChainConfig) { cfg.Bounds.Answer = 50 * time.Millisecond })
+		reads(t, c)
+		accepted(t, c, cred)
+		for range cap(c.budget.slots) {
+			c.budget.slots <- struct{}{}
+		}
+		clk.advance(11 * time.Second) // the feed is cut
+		c.truthUp.success(c.clock())  // and look-ups of others are answered
+		unavailable(t, c, cred)
+		clk.advance(time.Second) // nobody's any more
+		accepted(t, c, cred)
+		clk.advance(59 * time.Minute)
+		reads(t, c) // the hour of its record is over, but the feed would have told of a revocation
+		c.truthUp.success(c.clock())
+		accepted(t, c, cred)
+	})
 }
