@@ -133,13 +133,14 @@ func (c *Console) delete(w http.ResponseWriter, r *http.Request, v *visit) error
 	}
 	asked := time.Now()
 	confirmation, err := c.store.ConfirmRevocation(r.Context(), revoked.At, confirmWithin)
-	if err != nil {
-		// The revocation stands whatever this says.
-		confirmation.Edges = -1
+	if err != nil { // the revocation stands whatever this says
 		c.log.WarnContext(r.Context(), "revocation not confirmed", "request_id", v.request, "error", err.Error())
 	}
-	c.setToast(w, r, "deleted", a.ID, strconv.Itoa(confirmation.Confirmed), strconv.Itoa(confirmation.Edges),
-		strconv.FormatInt(time.Since(asked).Milliseconds(), 10), strconv.FormatInt(revoked.At.UnixMicro(), 10))
+	if err != nil || len(confirmation.Pending) > 0 {
+		c.keepDeletions(w, r, append(c.deletions(r), deletion{a.ID, revoked.At.UnixMicro()}), unconfirmed)
+	} else {
+		c.setToast(w, r, "deleted", a.ID, strconv.Itoa(confirmation.Edges), strconv.FormatInt(time.Since(asked).Milliseconds(), 10))
+	}
 	http.Redirect(w, r, backTo(r), http.StatusSeeOther)
 	return nil
 }

@@ -26,14 +26,17 @@ func TestDeleteSaysWhichEdgesRefuse(t *testing.T) {
 		}
 	}
 	kept := map[string]*http.Cookie{}
+	post := func(path string, form url.Values) {
+		t.Helper()
+		if res := s.request(t, session, kept, http.MethodPost, path, form); res.StatusCode != http.StatusSeeOther {
+			t.Fatalf("%s: %d", path, res.StatusCode)
+		}
+	}
+	var id string // of the one that was deleted last
 	after := func(name string) string {
 		t.Helper()
-		a := s.account(t, name, auth.Production).Account
-		deleted := s.do(t, session, http.MethodPost, listPath+"/"+a.ID+"/delete", url.Values{"back": {listPath}})
-		if deleted.StatusCode != http.StatusSeeOther {
-			t.Fatal(deleted.StatusCode)
-		}
-		keep(kept, deleted.Cookies())
+		id = s.account(t, name, auth.Production).Account.ID
+		post(listPath+"/"+id+"/delete", url.Values{"back": {listPath}})
 		return s.text(t, session, kept, listPath)
 	}
 	report("edge-1", now.Add(time.Hour))
@@ -59,9 +62,22 @@ func TestDeleteSaysWhichEdgesRefuse(t *testing.T) {
 	if text := s.text(t, session, kept, listPath); !strings.Contains(text, "edge-6, last heard of at ") {
 		t.Errorf("on the next page: %s", text)
 	}
-	gone := s.do(t, session, http.MethodPost, "/revocation/dismiss", url.Values{"back": {listPath + "?q=x"}})
-	if gone.StatusCode != http.StatusSeeOther || gone.Header.Get("Location") != listPath+"?q=x" || len(gone.Cookies()) != 1 || gone.Cookies()[0].MaxAge >= 0 {
+	// A second deletion, and the toast of an edit, take nothing of the first away.
+	second := id
+	text = after("three")
+	edited := s.account(t, "four", auth.Production).Account
+	post(listPath+"/"+edited.ID+"/edit", url.Values{"name": {"four"}, "environment": {auth.Production}, "version": {strconv.FormatInt(edited.Version, 10)}, "description": {"edited"}, "abuse_detection": {"on"}})
+	for _, text := range []string{text, s.text(t, session, kept, listPath), s.text(t, session, kept, listPath)} {
+		if !strings.Contains(text, "Deleted two / production") || !strings.Contains(text, "Deleted three / production") || strings.Count(text, "edge-6, last heard of at ") != 2 {
+			t.Errorf("with two deletions: %s", text)
+		}
+	}
+	gone := s.request(t, session, kept, http.MethodPost, "/revocation/dismiss", url.Values{"id": {second}, "back": {listPath + "?q=x"}})
+	if gone.StatusCode != http.StatusSeeOther || gone.Header.Get("Location") != listPath+"?q=x" {
 		t.Errorf("dismissed: %d, %v", gone.StatusCode, gone.Header)
+	}
+	if text := s.text(t, session, kept, listPath); strings.Contains(text, "Deleted two") || !strings.Contains(text, "Deleted three") {
+		t.Errorf("after one was dismissed: %s", text)
 	}
 	for i := range 5 {
 		report("edge-"+strconv.Itoa(2+i), now.Add(time.Hour))
@@ -74,17 +90,26 @@ func TestDeleteSaysWhichEdgesRefuse(t *testing.T) {
 // text is a page as a browser with these cookies gets it, which are kept up to date.
 func (s *site) text(t *testing.T, session string, jar map[string]*http.Cookie, path string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.server.URL+path, nil)
+	return s.request(t, session, jar, http.MethodGet, path, nil).text(t)
+}
+
+func (s *site) request(t *testing.T, session string, jar map[string]*http.Cookie, method, path string, form url.Values) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, s.server.URL+path, strings.NewReader(form.Encode()))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if form != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("Sec-Fetch-Site", "same-origin")
 	}
 	req.AddCookie(&http.Cookie{Name: "sluice-session", Value: session})
 	for _, c := range jar {
 		req.AddCookie(c)
 	}
-	page := s.send(t, req)
-	keep(jar, page.Cookies())
-	return page.text(t)
+	res := s.send(t, req)
+	keep(jar, res.Cookies())
+	return res
 }
 
 func keep(jar map[string]*http.Cookie, set []*http.Cookie) {

@@ -17,7 +17,7 @@ type frame struct {
 	RequestID string
 	Nav       []navGroup
 	Toast     *toast
-	Pending   *pending
+	Pending   []pending
 	Shortcuts []shortcut
 }
 
@@ -58,7 +58,11 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, curren
 		return f
 	}
 	f.Nav = c.nav(r.Context(), v, current)
-	f.Toast, f.Pending = c.takeToast(w, r, v)
+	f.Toast = c.takeToast(w, r, v)
+	var confirmed *toast
+	if confirmed, f.Pending = c.pendingOn(w, r, v); f.Toast == nil {
+		f.Toast = confirmed
+	}
 	f.Shortcuts = []shortcut{{"/", "Go to the search"}, {"?", "Show this list"}, {"Esc", "Close a dialog or a menu"}}
 	return f
 }

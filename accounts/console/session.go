@@ -2,9 +2,11 @@ package console
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +20,7 @@ const sessionFor = 12 * time.Hour
 const (
 	sessionCookie = "sluice-session"
 	toastCookie   = "sluice-toast"
+	pendingCookie = "sluice-pending"
 )
 
 // isSecure says whether cookies are for https only: by configuration, or as the request came.
@@ -211,36 +214,37 @@ func (c *Console) setToast(w http.ResponseWriter, r *http.Request, parts ...stri
 	http.SetCookie(w, c.cookie(r, toastCookie, strings.Join(parts, "."), time.Minute))
 }
 
-func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) (*toast, *pending) {
+func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *toast {
 	value := c.cookieValue(r, toastCookie)
 	if value == "" {
-		return nil, nil
+		return nil
 	}
 	http.SetCookie(w, c.cookie(r, toastCookie, "", -time.Second))
 	parts := strings.Split(value, ".")
 	if len(parts) < 2 {
-		return nil, nil
+		return nil
 	}
 	if t := alertToast(parts, r.URL.RequestURI()); t != nil && slices.ContainsFunc(policyReaders(), v.admin.Can) {
-		return t, nil
+		return t
 	}
 	if !v.admin.Can(auth.SettingsIntegrationsUpdate) {
-		return nil, nil
+		return nil
 	}
 	a, err := c.store.Account(r.Context(), v.admin.Org, parts[1])
 	if err != nil {
-		return nil, nil // the page itself says what is wrong, if anything is
+		return nil // the page itself says what is wrong, if anything is
 	}
 	switch {
 	case parts[0] == "edited":
-		return &toast{Text: "Saved " + label(a) + "."}, nil
-	case parts[0] == "deleted" && len(parts) == 6:
-		confirmed, edges := c.confirmedBy(r.Context(), parts[2:])
-		text := "Deleted " + label(a) + " and revoked its key" + confirmed + "."
-		if len(edges) > 0 {
-			return nil, c.pendingOn(w, r, text, edges)
+		return &toast{Text: "Saved " + label(a) + "."}
+	case parts[0] == "deleted" && len(parts) == 4:
+		edges, _ := strconv.Atoi(parts[2])
+		ms, err := strconv.Atoi(parts[3])
+		text := "Deleted " + label(a) + " and revoked its key"
+		if edges > 0 && err == nil {
+			text += fmt.Sprintf("; refused by %d of %d edges after %.1f s", edges, edges, float64(ms)/1000)
 		}
-		return &toast{Text: text}, nil
+		return &toast{Text: text + "."}
 	}
-	return nil, nil
+	return nil
 }
