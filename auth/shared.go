@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,9 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
 		return nil, errors.New("redis URL: not a URL") // the error of net/url would show the password
+	}
+	if !slices.Contains([]string{"redis", "rediss", "unix"}, u.Scheme) || u.Opaque != "" {
+		return nil, errors.New("redis URL: it must begin with redis:// or, for TLS, rediss://, as in redis://redis:6379/0")
 	}
 	q := u.Query()
 	switch {

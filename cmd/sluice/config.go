@@ -147,11 +147,23 @@ func (c *config) signInFlags(f *pflag.FlagSet) {
 func (c *config) check() error {
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	for _, a := range []struct{ flag, addr string }{
-		{"edge-addr", c.edgeAddr}, {"grpc-addr", c.grpcAddr}, {"admin-addr", c.adminAddr}, {"ops-addr", c.opsAddr},
+	type listener struct {
+		flag, addr string
+		role       string // that listens there; every process where it is empty
+	}
+	var listeners []listener
+	for _, a := range []listener{
+		{"edge-addr", c.edgeAddr, roleEdge}, {"grpc-addr", c.grpcAddr, roleEdge}, {"admin-addr", c.adminAddr, roleAdmin}, {"ops-addr", c.opsAddr, ""},
 	} {
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
 			wrong("--%s: %w (use host:port, or :port)", a.flag, err)
+		} else if a.role == "" || slices.Contains(c.roles, a.role) {
+			for _, other := range listeners {
+				if sameListener(a.addr, other.addr) {
+					wrong("--%s %s and --%s %s are the same port: give each its own", other.flag, other.addr, a.flag, a.addr)
+				}
+			}
+			listeners = append(listeners, a)
 		}
 	}
 	for _, u := range []struct{ flag, url string }{{"edge-url", c.edgeURL}, {"console-url", c.consoleURL}} {
@@ -204,6 +216,14 @@ func (c *config) check() error {
 		return &usageError{err}
 	}
 	return nil
+}
+
+// sameListener says whether two addresses cannot both be listened on, so far as the text tells: the same port, not 0, of the same host or of all.
+func sameListener(a, b string) bool {
+	hostA, portA, _ := net.SplitHostPort(a)
+	hostB, portB, _ := net.SplitHostPort(b)
+	everyHost := func(h string) bool { return h == "" || h == "0.0.0.0" || h == "::" }
+	return portA == portB && portA != "0" && (hostA == hostB || everyHost(hostA) || everyHost(hostB))
 }
 
 // checkSASL is about all commands that speak to Kafka.

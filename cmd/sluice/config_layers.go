@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -120,7 +121,7 @@ func (l *layers) environment() error {
 			return
 		}
 		if err := l.cmd.Flags().Set(f.Name, value); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", envName(f.Name), err))
+			errs = append(errs, fmt.Errorf("%s: %w", envName(f.Name), inWords(err)))
 			return
 		}
 		l.origins[f.Name] = origin{fromEnv, envName(f.Name)}
@@ -220,9 +221,27 @@ func set(f *pflag.Flag, value *yaml.Node) error {
 		if slices.Contains(secretFlags, f.Name) {
 			return errors.New("the value cannot be read")
 		}
-		return fmt.Errorf("invalid value %q: %w", s, err)
+		return fmt.Errorf("invalid value %q: %w", s, inWords(err))
 	}
 	return nil
+}
+
+// inWords says what a number must look like, where the error says how Go failed to read it.
+func inWords(err error) error {
+	var number *strconv.NumError
+	if !errors.As(err, &number) {
+		return err
+	}
+	must := "it must be a whole number, without a unit"
+	switch {
+	case errors.Is(number.Err, strconv.ErrRange):
+		must = "it is too large"
+	case number.Func == "ParseBool":
+		must = "it must be true or false"
+	case number.Func == "ParseFloat":
+		must = "it must be a number, without a unit"
+	}
+	return errors.New(strings.Replace(err.Error(), number.Error(), must, 1))
 }
 
 // secretFiles reads the secrets that stand in files of their own.

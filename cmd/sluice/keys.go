@@ -97,7 +97,7 @@ func newKeysFind() *cobra.Command {
 	cmd := &cobra.Command{Use: "find KEY", Short: "Say whose a key or admin token is, and whether it is alive", Args: exactArgs(1),
 		Long: "Say whose a key or an admin token is, whether it is alive, when it was last used and who revoked it. Give its prefix (its first 16 characters), its\n" +
 			"beginning (8 characters after fsk_ or more, dots after it do no harm), the whole of it, text that holds it, or its SHA-256. Nothing of it is logged; the\n" +
-			"audit log says that somebody asked.",
+			"audit log says that somebody asked; a search for a prefix in the console is not written there, and shows no more than its lists do.",
 		Example: "  sluice keys find fsk_2xT4mQz9LkPa\n  sluice keys find 'fsk_2xT4mQz9…'\n  pbpaste | sluice keys find -"}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		text := args[0]

@@ -61,7 +61,7 @@ func newRootCommand() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%w (see %s --help)", err, cmd.CommandPath())
+		return usagef("%w (see %s --help)", inWords(err), cmd.CommandPath())
 	})
 	root.AddCommand(
 		newDevCommand(), newServeCommand(), newMigrateCommand(), newScopeCommand(),
