@@ -242,7 +242,7 @@ func TestSlowClients(t *testing.T) {
 
 // An answer has its own time to be written: what was left of the one before, on a connection that has been quiet since, is not what counts.
 func TestAnswersOnAnIdleConnection(t *testing.T) {
-	e := startEdge(t, func(_ *EdgeConfig, sc *ServerConfig, _ *ProducerConfig) { sc.writeTimeout = 200 * time.Millisecond })
+	e := startEdge(t, func(_ *EdgeConfig, sc *ServerConfig, _ *ProducerConfig) { sc.writeTimeout = 500 * time.Millisecond })
 	key := e.add(service(auth.Production))
 	unknown, _ := auth.MintKey(auth.KindServiceAccount)
 	for name, c := range map[string]struct {
@@ -261,7 +261,7 @@ func TestAnswersOnAnIdleConnection(t *testing.T) {
 			if a := w.hear(); a.code != 200 {
 				t.Fatalf("%s", a)
 			}
-			time.Sleep(300 * time.Millisecond) // the deadline of that answer passes
+			time.Sleep(600 * time.Millisecond) // the deadline of that answer passes
 			w.say("%s", c.say)
 			if a := w.hear(); a.code != c.code {
 				t.Errorf("%s", a)
