@@ -335,6 +335,59 @@ func TestProduceLeavesAStuckBroker(t *testing.T) {
 	wg.Wait()
 }
 
+// A broker that went without an answer is not sent to again before it is known who leads its partitions now.
+func TestProduceDoubtsASilentBroker(t *testing.T) {
+	c := newFake(t, kfake.NumBrokers(2))
+	if err := c.MoveTopicPartition(testTopic, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	p := startProducer(t, brokersOf(c))
+	if err := produceOne(p, keyIn(0, 6), "warm"); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	part := p.topics[testTopic][0]
+	p.mu.Unlock()
+	var asked, sent atomic.Int32
+	known := make(chan struct{})
+	c.ControlKey(int16(kmsg.Metadata), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		asked.Add(1)
+		c.SleepControl(func() { <-known })
+		return nil, nil, false
+	})
+	c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		if c.CurrentNode() != 0 {
+			return nil, nil, false
+		}
+		sent.Add(1)
+		return nil, errors.New("the connection ends"), true
+	})
+	began := time.Now()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := produceOne(p, keyIn(0, 6), "v"); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "the leaders are looked up", func() bool { return asked.Load() > 0 })
+	eventually(t, "the message waits no longer for its next try", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return part.backoff == nil && len(part.retry) == 1
+	})
+	doubted := time.Since(began) < doubtHolds // else the machine was slow, and the producer right to try again
+	if err := c.MoveTopicPartition(testTopic, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	close(known)
+	wg.Wait()
+	if n := sent.Load(); n != 1 && doubted {
+		t.Errorf("%d requests to the broker that gave no answer", n)
+	}
+}
+
 func TestProduceOverload(t *testing.T) {
 	c := newFake(t)
 	f := newFreezer(c)
