@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -203,6 +204,14 @@ func (tb *tab) wait(expression string) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// travel goes back (-1) or forward (1) in the tab's history, and waits for the page there.
+func (tb *tab) travel(by int) {
+	tb.Helper()
+	where := tb.eval("performance.timeOrigin + location.href")
+	tb.do(chromedp.Evaluate[chromedp.Void]("history.go(" + strconv.Itoa(by) + "); undefined"))
+	tb.wait(`document.readyState === "complete" && performance.timeOrigin + location.href !== ` + strconv.Quote(where))
 }
 
 // eval is the text that a JavaScript expression gives.

@@ -111,11 +111,9 @@ func TestStoryByMouse(t *testing.T) {
 	tb.do(chromedp.Reload())
 	tb.wait(`document.querySelector("[data-account]")`)
 	tb.lacks(key, "after a reload")
-	tb.do(chromedp.Evaluate[chromedp.Void](`history.back(); undefined`))
-	tb.wait(`document.readyState === "complete"`)
+	tb.travel(-1)
 	tb.lacks(key, "after going back")
-	tb.do(chromedp.Evaluate[chromedp.Void](`history.forward(); undefined`))
-	tb.wait(`document.readyState === "complete"`)
+	tb.travel(1)
 	tb.lacks(key, "after going forward")
 
 	// Found by its prefix; the whole key pasted is cut before it leaves the page.
