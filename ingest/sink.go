@@ -56,6 +56,8 @@ type Sink struct {
 	byKey   map[string]*keyUse
 	sweepAt int        // how many keys byKey may have before those with nothing under way are looked for
 	drains  sync.Mutex // one drain at a time
+
+	fullAt atomic.Int64 // unix ns of the last time that the spool was full; 0: not since it had room
 }
 
 // NewSink returns a sink that is ready to deliver. What is in the spool already is sent by Drain.
@@ -340,8 +342,10 @@ func (s *Sink) toSpool(ctx context.Context, deadline time.Time, messages []Messa
 		if why == nil {
 			why = errSick
 		}
+		s.full(errors.Is(err, spool.ErrFull), err)
 		return &errSpool{err: err, kafka: why}
 	}
+	s.full(false, nil)
 	for i, f := range fates {
 		if f == notKept {
 			fates[i] = inSpool
@@ -353,6 +357,24 @@ func (s *Sink) toSpool(ctx context.Context, deadline time.Time, messages []Messa
 		s.metrics.missed.Add(float64(len(entries)))
 	}
 	return nil
+}
+
+// spoolFullEnds is how long the spool must have refused nothing before it has room again. Near its limit it takes what is small, and what the drain has just
+// made room for, and refuses the next.
+const spoolFullEnds = 10 * time.Second
+
+// full says once that the spool is full, and once that it has room again.
+func (s *Sink) full(is bool, err error) {
+	now := time.Now().UnixNano()
+	if is {
+		if last := s.fullAt.Swap(now); last == 0 || now-last > int64(time.Minute) { // else it is the same outage
+			s.log.Warn("the spool is full, senders are answered 503 until it has room", "error", err)
+		}
+		return
+	}
+	if last := s.fullAt.Load(); last != 0 && now-last > int64(spoolFullEnds) && s.fullAt.CompareAndSwap(last, 0) {
+		s.log.Info("the spool has room again")
+	}
 }
 
 var errSick = errors.New("the partition does not take messages")

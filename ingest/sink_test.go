@@ -307,7 +307,8 @@ func TestSinkSpoolFull(t *testing.T) {
 	pc.Timeout = 300 * time.Millisecond
 	c.Close()
 	log := openSpool(t, spool.Config{MaxBytes: 4000})
-	s := startSink(t, pc, SinkConfig{Spool: log})
+	var said bytes.Buffer // this test alone makes the sink speak
+	s := startSink(t, pc, SinkConfig{Spool: log, Logger: slog.New(slog.NewTextHandler(&said, nil))})
 	kept, refused := 0, 0
 	for range 50 {
 		switch f, err := s.deliverOne("k", strings.Repeat("x", 200)); {
@@ -327,6 +328,16 @@ func TestSinkSpoolFull(t *testing.T) {
 	}
 	if kept < 5 || refused < 5 || log.Stats().Records != int64(kept) {
 		t.Errorf("%d kept, %d refused, %d in the spool", kept, refused, log.Stats().Records)
+	}
+	s.full(false, nil) // something small that found a place
+	if n := strings.Count(said.String(), "the spool is full"); n != 1 || strings.Contains(said.String(), "room again") {
+		t.Errorf("%d lines say that it is full: %s", n, said.String())
+	}
+	s.fullAt.Add(-int64(spoolFullEnds))
+	s.full(false, nil)
+	s.full(false, nil)
+	if n := strings.Count(said.String(), "the spool has room again"); n != 1 {
+		t.Errorf("%d lines say that it has room: %s", n, said.String())
 	}
 }
 
