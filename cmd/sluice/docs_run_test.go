@@ -21,6 +21,7 @@ import (
 // against a sluice serve on PostgreSQL, Redis and Kafka, with the variables that the runbook tells its reader to set. Where a block of text follows one of
 // sh, its output must have those lines, in that order; `…` in them stands for anything. Blocks with needs= are named, and only looked at by bash -n.
 func TestDocsCommands(t *testing.T) {
+	t.Parallel()
 	pages := docPages(t)
 	for _, d := range pages {
 		for _, b := range d.blocks {

@@ -25,6 +25,7 @@ import (
 // moments, brokers were killed, stopped and started again, and the spool was full; and what the edge says it received is the sum of what it says became
 // of it. SLUICE_LEDGER_KILLS (50) makes it longer, SLUICE_LEDGER_SEED repeats the moments.
 func TestLedger(t *testing.T) {
+	t.Parallel()
 	l := newLedgerRun(t)
 	began := time.Now()
 	clients := l.startClients(6)

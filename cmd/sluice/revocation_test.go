@@ -223,6 +223,7 @@ func TestRevocationAcrossEdges(t *testing.T) {
 // reading cuts both. They still reach PostgreSQL, so a busy key is refused within 10 s, and DELETE says who has not confirmed, and until when.
 // Within one cut several keys are deleted, each at another time since the last reading and since its own last look-up.
 func TestRevocationWithoutThePush(t *testing.T) {
+	t.Parallel()
 	const perCut = 5
 	cuts := 2
 	if testing.Short() {

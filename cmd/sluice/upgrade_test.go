@@ -16,6 +16,7 @@ import (
 // old program serves on the old schema; the new one migrates it; both serve side by side; the new one serves alone; then the old one again, on the new schema.
 // No request is refused, what was acknowledged is in Alerts once, and a revocation holds across the versions.
 func TestUpgradeAndRollback(t *testing.T) {
+	t.Parallel()
 	now := onServers(t)
 	now.redisOfItsOwn(t)
 	before := now.with(previousProgram(t))
