@@ -210,29 +210,55 @@ func (s *Store) ConfirmRevocation(ctx context.Context, at time.Time, wait time.D
 	}
 }
 
-// confirmed also says how many of the pending edges are worth waiting for.
+// Confirmations says of several revocations, each by its Revoked.At, how far all edges are now.
+func (s *Store) Confirmations(ctx context.Context, at []time.Time) ([]Confirmation, error) {
+	edges, now, err := s.edges(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Confirmation, len(at))
+	for i, t := range at {
+		all[i], _ = confirmation(edges, now, t)
+	}
+	return all, nil
+}
+
 func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, int, error) {
-	now, err := s.clock(ctx, s.r)
+	edges, now, err := s.edges(ctx)
 	if err != nil {
 		return Confirmation{}, 0, err
+	}
+	c, awaited := confirmation(edges, now, at)
+	return c, awaited, nil
+}
+
+// An edge is what one has reported of itself; times are in microseconds.
+type edge struct {
+	id                      string
+	applied, seen, maxStale int64
+}
+
+// edges are all that may still serve something, and the time by the database's clock.
+func (s *Store) edges(ctx context.Context) ([]edge, time.Time, error) {
+	now, err := s.clock(ctx, s.r)
+	if err != nil {
+		return nil, now, err
 	}
 	rows, err := s.r.QueryContext(ctx, `SELECT id, applied_at_us, seen_at_us, max_stale_us FROM edges WHERE seen_at_us + max_stale_us >= $1 ORDER BY id`,
 		now.Add(-liveEdge).UnixMicro())
 	if err != nil {
-		return Confirmation{}, 0, wrap("read the edges", err)
-	}
-	type edge struct {
-		id                      string
-		applied, seen, maxStale int64
+		return nil, now, wrap("read the edges", err)
 	}
 	edges, err := collect(rows, func(rows *sql.Rows) (edge, error) {
 		var e edge
 		err := rows.Scan(&e.id, &e.applied, &e.seen, &e.maxStale)
 		return e, err
 	})
-	if err != nil {
-		return Confirmation{}, 0, wrap("read the edges", err)
-	}
+	return edges, now, wrap("read the edges", err)
+}
+
+// confirmation also says how many of the pending edges are worth waiting for.
+func confirmation(edges []edge, now, at time.Time) (Confirmation, int) {
 	c, awaited := Confirmation{Edges: len(edges)}, 0
 	begun := at
 	if at.IsZero() {
@@ -244,7 +270,8 @@ func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, int,
 			continue
 		}
 		seen := time.UnixMicro(e.seen).UTC()
-		if now.Sub(seen) <= liveEdge {
+		alive := now.Sub(seen) <= liveEdge
+		if alive {
 			awaited++
 		}
 		// What it knew to be good when it was in touch last, which may be a little after its last report, it serves for maxStale.
@@ -253,6 +280,10 @@ func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, int,
 			touch = last
 		}
 		cutOff := touch.Add(time.Duration(e.maxStale) * time.Microsecond).UTC()
+		if !alive && cutOff.Before(now) { // it signed on after the revocation, and may accept nothing of before any more
+			c.Edges--
+			continue
+		}
 		// A record that it checked right before the revocation is good there for that long, even if it reads no change.
 		until := begun.Add(liveEdge).UTC()
 		if cutOff.Before(until) {
@@ -260,5 +291,5 @@ func (s *Store) confirmed(ctx context.Context, at time.Time) (Confirmation, int,
 		}
 		c.Pending = append(c.Pending, PendingEdge{ID: e.id, Seen: seen, Until: until, UntilCutOff: cutOff})
 	}
-	return c, awaited, nil
+	return c, awaited
 }

@@ -137,7 +137,7 @@ func (c *Console) delete(w http.ResponseWriter, r *http.Request, v *visit) error
 		c.log.WarnContext(r.Context(), "revocation not confirmed", "request_id", v.request, "error", err.Error())
 	}
 	if err != nil || len(confirmation.Pending) > 0 {
-		c.keepDeletions(w, r, append(c.deletions(r), deletion{a.ID, revoked.At.UnixMicro()}), unconfirmed)
+		c.keepDeletion(w, r, a.ID, revoked.At)
 	} else {
 		c.setToast(w, r, "deleted", a.ID, strconv.Itoa(confirmation.Edges), strconv.FormatInt(time.Since(asked).Milliseconds(), 10))
 	}

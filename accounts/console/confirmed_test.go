@@ -1,12 +1,15 @@
 package console_test
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/chromedp/chromedp/kb"
 
 	"flowstate.inc/sluice/auth"
 )
@@ -49,7 +52,7 @@ func TestDeleteSaysWhichEdgesRefuse(t *testing.T) {
 		report("edge-"+strconv.Itoa(2+i), now.Add(-time.Second))
 	}
 	text := after("two")
-	for _, want := range []string{"refused by 1 of 6 edges so far.", "May still accept its key:", "edge-2, last heard of at ", "edge-6, last heard of at ", "Ask again", "Dismiss"} {
+	for _, want := range []string{"refused by 1 of 6 edges so far.", "May still accept its key: edge-2 and 4 more, until ", "edge-2, last heard of at ", "edge-6, last heard of at ", "Ask again", "Dismiss"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("with five behind, %q is not in %s", want, text)
 		}
@@ -79,11 +82,47 @@ func TestDeleteSaysWhichEdgesRefuse(t *testing.T) {
 	if text := s.text(t, session, kept, listPath); strings.Contains(text, "Deleted two") || !strings.Contains(text, "Deleted three") {
 		t.Errorf("after one was dismissed: %s", text)
 	}
+
+	// What a tab does with the cookies of before another deletion takes nothing of that away, nor does deleting one again.
+	before := maps.Clone(kept)
+	post(listPath+"/"+edited.ID+"/delete", url.Values{"back": {listPath}})
+	s.request(t, session, before, http.MethodPost, "/revocation/dismiss", url.Values{"id": {second}})
+	maps.Copy(kept, before)
+	post(listPath+"/"+edited.ID+"/delete", url.Values{"back": {listPath}})
+	if text := s.text(t, session, kept, listPath); strings.Count(text, "Deleted three") != 1 || strings.Count(text, "Deleted four") != 1 || strings.Contains(text, "Deleted two") {
+		t.Errorf("after two tabs: %s", text)
+	}
+	// A live account, and one of nobody, are no deletions whatever a cookie says.
+	live := s.account(t, "five", auth.Production).Account
+	for _, id := range []string{live.ID, "sa_nobody"} {
+		kept["sluice-pending-"+id] = &http.Cookie{Name: "sluice-pending-" + id, Value: "1"}
+	}
+	if text := s.text(t, session, kept, listPath); strings.Contains(text, "Deleted five") || strings.Count(text, "and revoked its key") != 2 || len(kept) != 2 {
+		t.Errorf("of cookies of others: %d cookies, %s", len(kept), text)
+	}
+
 	for i := range 5 {
 		report("edge-"+strconv.Itoa(2+i), now.Add(time.Hour))
 	}
-	if text := s.text(t, session, kept, listPath); !strings.Contains(text, "refused by 6 of 6 edges.") || strings.Contains(text, "May still accept") {
-		t.Errorf("when all have confirmed: %s", text)
+	// A page that is fetched for a part of it leaves them to the next whole one; the toast of an edit to.
+	post(listPath+"/"+live.ID+"/edit", url.Values{"name": {"five"}, "environment": {auth.Production}, "version": {strconv.FormatInt(live.Version, 10)}, "description": {"edited"}, "abuse_detection": {"on"}})
+	if text := s.part(t, session, kept, listPath); strings.Contains(text, "refused by") || strings.Contains(text, "Saved five") {
+		t.Errorf("a page fetched for a part of it: %s", text)
+	}
+	for _, path := range []string{listPath, "/revocation/pending?back=/"} {
+		text := s.text(t, session, maps.Clone(kept), path)
+		for _, want := range []string{"Deleted three / production and revoked its key; refused by 6 of 6 edges.", "Deleted four / production and revoked its key; refused by 6 of 6 edges."} {
+			if !strings.Contains(text, want) || strings.Contains(text, "May still accept") || strings.Contains(text, "Ask again") {
+				t.Errorf("%s, when all have confirmed: %s", path, text)
+			}
+		}
+		if path == listPath && !strings.Contains(text, "Saved five / production.") {
+			t.Errorf("no toast beside it: %s", text)
+		}
+	}
+	s.text(t, session, kept, listPath)
+	if text := s.text(t, session, kept, listPath); len(kept) != 0 || strings.Contains(text, "refused by") {
+		t.Errorf("on the page after that: %d cookies, %s", len(kept), text)
 	}
 }
 
@@ -93,7 +132,18 @@ func (s *site) text(t *testing.T, session string, jar map[string]*http.Cookie, p
 	return s.request(t, session, jar, http.MethodGet, path, nil).text(t)
 }
 
+// part is a page as the script gets it that wants a part of it.
+func (s *site) part(t *testing.T, session string, jar map[string]*http.Cookie, path string) string {
+	t.Helper()
+	return s.requestWith(t, http.Header{"Sluice-Part": {"1"}}, session, jar, http.MethodGet, path, nil).text(t)
+}
+
 func (s *site) request(t *testing.T, session string, jar map[string]*http.Cookie, method, path string, form url.Values) answer {
+	t.Helper()
+	return s.requestWith(t, nil, session, jar, method, path, form)
+}
+
+func (s *site) requestWith(t *testing.T, header http.Header, session string, jar map[string]*http.Cookie, method, path string, form url.Values) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.server.URL+path, strings.NewReader(form.Encode()))
 	if err != nil {
@@ -102,6 +152,9 @@ func (s *site) request(t *testing.T, session string, jar map[string]*http.Cookie
 	if form != nil {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		req.Header.Set("Sec-Fetch-Site", "same-origin")
+	}
+	for name, values := range header {
+		req.Header[name] = values
 	}
 	req.AddCookie(&http.Cookie{Name: "sluice-session", Value: session})
 	for _, c := range jar {
@@ -118,5 +171,66 @@ func keep(jar map[string]*http.Cookie, set []*http.Cookie) {
 		if c.MaxAge >= 0 {
 			jar[c.Name] = c
 		}
+	}
+}
+
+// TestPendingDeletionsInABrowser: what a page shows of them changes by itself, and being dismissed it takes nothing else away.
+func TestPendingDeletionsInABrowser(t *testing.T) {
+	b, s := newBrowser(t), newSite(t)
+	_, now, err := s.Changes(t.Context(), time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := func(at time.Time) {
+		t.Helper()
+		for _, edge := range []string{"edge-1", "edge-2"} {
+			if err := s.ReportEdge(t.Context(), edge, at, 15*time.Minute); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	report(now.Add(-time.Second))
+	s.account(t, "stays", auth.Production)
+	tb := b.tab(t, s, s.session(t, "acme", auth.AllPermissions()...))
+	for i, name := range []string{"nightly-digest-summariser", "support-chatbot"} {
+		a := s.account(t, name, auth.Production).Account
+		tb.open(listPath + "?delete=" + a.ID)
+		tb.click("dialog button.destroy")
+		tb.wait(`document.querySelectorAll("[data-pending].warning .deletion").length === ` + strconv.Itoa(i+1))
+	}
+	for _, scheme := range []string{"light", "dark"} {
+		tb.scheme(scheme)
+		tb.axe("pending " + scheme)
+		tb.shot("pending-" + scheme + "-1280")
+		tb.size(390, 844)
+		tb.holds("pending " + scheme)
+		tb.shot("pending-" + scheme + "-390")
+		tb.size(1280, 800)
+	}
+	// What was opened stays so, and what was typed stays.
+	tb.open("/settings/ai/policy/edit")
+	tb.click(`[data-pending] summary`)
+	tb.click(`#main input[type="text"]`)
+	tb.keys("a rule")
+	tb.click(`[data-ask]`)
+	report(now.Add(-time.Second)) // they are heard of again, so the text changes
+	tb.wait(`document.querySelectorAll("[data-pending] details").length === 2 && document.querySelector("[data-pending] details").open`)
+	tb.click(`[data-pending] form button`)
+	tb.wait(`document.querySelectorAll("[data-pending] .deletion").length === 1`)
+	if got := tb.eval(`document.querySelector('#main input[type="text"]').value`); got != "a rule" {
+		t.Errorf("the form holds %q", got)
+	}
+	// A dialog that the page fetches takes nothing of it away; then it says by itself that all have confirmed.
+	tb.open(listPath)
+	tb.click(`[aria-label^="Edit stays"]`)
+	tb.wait(modal)
+	tb.keys(kb.Escape)
+	report(now.Add(time.Hour))
+	tb.wait(`document.querySelector("[data-pending].success")?.innerText.includes("Deleted support-chatbot / production and revoked its key; refused by 2 of 2 edges.")`)
+	tb.axe("confirmed")
+	tb.shot("pending-confirmed")
+	tb.open(listPath)
+	if tb.eval(`document.querySelector("[data-pending]") === null`) != "true" {
+		t.Error("it is shown a second time")
 	}
 }

@@ -138,6 +138,7 @@ type page struct {
 
 const (
 	accountsPath = "/settings/ai/service-accounts"
+	pendingPath  = "/revocation/pending"
 	dismissPath  = "/revocation/dismiss"
 	auditPath    = "/settings/ai/audit-log"
 	signInPath   = "/sign-in"
@@ -150,6 +151,7 @@ func (c *Console) routes() []page {
 		{"GET /{$}", nil, c.home},
 		{"GET " + accountsPath, manage, c.list},
 		{"POST " + accountsPath, manage, c.create},
+		{"GET " + pendingPath, manage, c.pending},
 		{"POST " + dismissPath, manage, c.dismiss},
 		{"GET " + accountsPath + "/{id}", manage, c.account},
 		{"POST " + accountsPath + "/{id}/edit", manage, c.edit},

@@ -17,7 +17,7 @@ type frame struct {
 	RequestID string
 	Nav       []navGroup
 	Toast     *toast
-	Pending   []pending
+	Pending   *pending
 	Shortcuts []shortcut
 }
 
@@ -50,6 +50,9 @@ type undo struct {
 
 type hidden struct{ Name, Value string }
 
+// partHeader is set by the script where it fetches a page for a part of it, and throws the rest away: what is shown once must not be in that.
+const partHeader = "Sluice-Part"
+
 // frame fills in what is the same on every page. current is the path of the page's link in the menu.
 func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, current, title string) frame {
 	f := frame{Title: title, Org: v.admin.Org, Actor: v.admin.Actor, RequestID: v.request}
@@ -58,10 +61,9 @@ func (c *Console) frame(w http.ResponseWriter, r *http.Request, v *visit, curren
 		return f
 	}
 	f.Nav = c.nav(r.Context(), v, current)
-	f.Toast = c.takeToast(w, r, v)
-	var confirmed *toast
-	if confirmed, f.Pending = c.pendingOn(w, r, v); f.Toast == nil {
-		f.Toast = confirmed
+	if r.Header.Get(partHeader) == "" {
+		f.Toast = c.takeToast(w, r, v)
+		f.Pending = c.pendingOn(w, r, v)
 	}
 	f.Shortcuts = []shortcut{{"/", "Go to the search"}, {"?", "Show this list"}, {"Esc", "Close a dialog or a menu"}}
 	return f

@@ -42,6 +42,8 @@ func TestPermissions(t *testing.T) {
 		{"GET", listPath + "?delete=" + id, manage, nil, 200, 404},
 		{"GET", listPath + "/" + id, manage, nil, 200, 404},
 		{"GET", listPath + "/" + id + "/first-event", manage, nil, 200, 404},
+		{"GET", "/revocation/pending?back=/", manage, nil, 204, 204},
+		{"POST", "/revocation/dismiss", manage, url.Values{}, 303, 303},
 		{"POST", listPath, manage, url.Values{}, 400, 400},
 		{"POST", listPath + "/" + id + "/edit", manage, url.Values{"version": {"1"}}, 422, 404},
 		{"GET", "/settings/ai/audit-log", govern, nil, 200, 200},

@@ -155,6 +155,15 @@ func (rd *renderer) page(name string, data any) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
+// part renders what all pages share, without a page around it.
+func (rd *renderer) part(name string, data any) ([]byte, error) {
+	var buf bytes.Buffer
+	if err := rd.pages["message"].ExecuteTemplate(&buf, name, data); err != nil {
+		return nil, fmt.Errorf("render part %s: %w", name, err)
+	}
+	return buf.Bytes(), nil
+}
+
 func (rd *renderer) serveAsset(w http.ResponseWriter, r *http.Request) {
 	a, ok := rd.assets[r.URL.Path]
 	if !ok {

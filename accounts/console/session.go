@@ -20,7 +20,7 @@ const sessionFor = 12 * time.Hour
 const (
 	sessionCookie = "sluice-session"
 	toastCookie   = "sluice-toast"
-	pendingCookie = "sluice-pending"
+	pendingCookie = "sluice-pending-" // and the account's id
 )
 
 // isSecure says whether cookies are for https only: by configuration, or as the request came.
@@ -237,12 +237,12 @@ func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *t
 	switch {
 	case parts[0] == "edited":
 		return &toast{Text: "Saved " + label(a) + "."}
-	case parts[0] == "deleted" && len(parts) == 4:
+	case parts[0] == "deleted" && len(parts) == 4 && !a.Live():
 		edges, _ := strconv.Atoi(parts[2])
 		ms, err := strconv.Atoi(parts[3])
 		text := "Deleted " + label(a) + " and revoked its key"
 		if edges > 0 && err == nil {
-			text += fmt.Sprintf("; refused by %d of %d edges after %.1f s", edges, edges, float64(ms)/1000)
+			text += refusedBy(edges) + fmt.Sprintf(" after %.1f s", float64(ms)/1000)
 		}
 		return &toast{Text: text + "."}
 	}

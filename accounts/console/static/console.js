@@ -111,11 +111,12 @@
     address("replaceState", null, dialog.dataset.modal);
     drop();
   };
+  const part = { credentials: "same-origin", headers: { "Sluice-Part": "1" } }; // of a page: what it shows once is left for the next whole one
   const open = async (link) => {
     opener = link;
     link.setAttribute("aria-busy", "true");
     try {
-      const answer = await fetch(link.href, { credentials: "same-origin" });
+      const answer = await fetch(link.href, part);
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const dialog = $("#overlay dialog[data-modal]", page);
       if (!answer.ok || answer.redirected || !dialog) throw new Error("no dialog");
@@ -260,7 +261,7 @@
   const live = $("#live[data-new]");
   if (live) {
     const refresh = async () => {
-      const answer = await fetch(location.href, { credentials: "same-origin" });
+      const answer = await fetch(location.href, part);
       if (!answer.ok || answer.redirected) return location.reload();
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = $("#live", page);
@@ -337,6 +338,35 @@
         if (row) remember(row);
       }
       if (target.matches("input")) { target.focus(); target.select(); } else target.click();
+    });
+  }
+
+  // ── Deletions that not all edges have confirmed: asked for again meanwhile, and dismissed without leaving the page ──
+  const ask = async () => {
+    const box = $("[data-pending]");
+    if (!box) return;
+    const answer = await fetch(box.dataset.pending, part);
+    if (!answer.ok || answer.redirected) return; // signed out, or away: what is shown stays
+    const fresh = $("[data-pending]", new DOMParser().parseFromString(await answer.text(), "text/html"));
+    if (!fresh) return box.remove();
+    all("details[open]", box).forEach((d) => { const now = $(`details[data-id="${d.dataset.id}"]`, fresh); if (now) now.open = true; });
+    if (fresh.className === box.className && fresh.innerHTML === box.innerHTML) return;
+    const held = box.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+    box.className = fresh.className;
+    box.replaceChildren(...fresh.childNodes);
+    const again = held && all("[aria-label]", box).find((el) => el.getAttribute("aria-label") === held);
+    if (again) again.focus();
+  };
+  if ($("[data-pending]")) {
+    setInterval(() => { if (document.visibilityState === "visible" && $("[data-pending].warning")) ask().catch(() => {}); }, 3000);
+    on("click", (e) => { if (e.target.closest("[data-ask]")) { e.preventDefault(); ask().catch(() => location.reload()); } });
+    on("submit", async (e) => {
+      if (!e.target.closest("[data-pending]")) return;
+      e.preventDefault();
+      try {
+        await fetch(e.target.action, { method: "POST", body: new URLSearchParams(new FormData(e.target)), credentials: "same-origin" });
+        await ask();
+      } catch { HTMLFormElement.prototype.submit.call(e.target); }
     });
   }
 
