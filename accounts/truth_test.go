@@ -316,6 +316,12 @@ func TestEdgesThatAreCutOff(t *testing.T) {
 		if c, err = w.ConfirmRevocation(ctx, rev.At, 0); err != nil || c.Edges != 4 {
 			t.Errorf("after pruning: %+v, %v", c, err)
 		}
+		// Of a revocation of long ago, one that has read nothing and is away knows nothing that it may still serve.
+		report("died", time.Time{}, 10*time.Minute, 15*time.Second)
+		all, err := w.Confirmations(ctx, []time.Time{rev.At, rev.At.Add(-30 * time.Minute)})
+		if err != nil || len(all) != 2 || all[0].Edges != 5 || all[0].Confirmed != 1 || all[1].Edges != 4 || all[1].Confirmed != 3 || len(all[1].Pending) != 1 || all[1].Pending[0].ID != "starting" {
+			t.Errorf("of two revocations: %+v, %v", all, err)
+		}
 		if live, _, err := w.UsageFreshness(ctx); err != nil || live != 2 {
 			t.Errorf("%d live edges, %v", live, err)
 		}
