@@ -361,7 +361,7 @@ func (p *bodies) convert(c *charge, kind otlp.Kind, b *buffer) (*buffer, error) 
 	c.give(most + before - cap(dst.b)) // from here on the buffer's own capacity is charged
 	if err != nil {
 		p.put(c, dst)
-		return nil, &malformedJSON{err, encodingHint(b.b)}
+		return nil, &malformedJSON{err, compressionHint(b.b)}
 	}
 	dst.strange = len(dst.b) == 0 && otlp.NothingKnown(kind, b.b)
 	return dst, nil
@@ -375,13 +375,18 @@ type malformedJSON struct {
 
 func (e *malformedJSON) Unwrap() error { return e.error }
 
-// encodingHint says what a body that is not what its headers say looks like; "" where nobody can say.
-func encodingHint(body []byte) string {
-	switch {
-	case bytes.HasPrefix(body, []byte{0x1f, 0x8b}), bytes.HasPrefix(body, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+// compressionHint says so of a body that looks compressed and whose headers say nothing of it; "" of others.
+func compressionHint(body []byte) string {
+	if bytes.HasPrefix(body, []byte{0x1f, 0x8b}) || bytes.HasPrefix(body, []byte{0x28, 0xb5, 0x2f, 0xfd}) {
 		return ". It looks compressed: send Content-Encoding with it."
-	case bytes.HasPrefix(body, []byte("{")):
-		return ". If it is JSON, send Content-Type: application/json with it."
 	}
 	return ""
+}
+
+// protobufHint says what a body that is not protobuf looks like; "" where nobody can say.
+func protobufHint(body []byte) string {
+	if bytes.HasPrefix(body, []byte("{")) {
+		return ". If it is JSON, send Content-Type: application/json with it."
+	}
+	return compressionHint(body)
 }

@@ -138,6 +138,9 @@ func (d *Drain) step(ctx context.Context) bool {
 		d.s.log.Error("spool: the quarantine cannot be written", "error", err)
 	}
 	if len(records) == 0 {
+		if d.log.Stats().Records == 0 {
+			d.s.hasRoom()
+		}
 		if len(d.held) == 0 && time.Since(d.idle) > drainRewind && d.log.Stats().Records > 0 {
 			d.rewind = true
 		}
@@ -274,6 +277,7 @@ func (d *Drain) settle(ctx context.Context, r probeResult) {
 		if err := d.log.Commit(o.acked); err != nil && d.s.said.allow("commit") {
 			d.s.log.Error("spool: delivered records may be delivered again after a restart", "error", err)
 		}
+		d.s.hasRoom()
 	}
 	for _, p := range o.refused {
 		if err := d.log.Park([]spool.Record{p.record}, p.reason); err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -514,6 +515,9 @@ func TestCodesAndJunk(t *testing.T) {
 		if a.code != c.code || !strings.Contains(string(a.body), c.says) {
 			t.Errorf("%s: %s; want %d with %q", c.name, a, c.code, c.says)
 			continue
+		}
+		if slices.Contains(c.headers, "application/json") && strings.Contains(string(a.body), "send Content-Type") {
+			t.Errorf("%s: it asks for what was sent: %s", c.name, a)
 		}
 		if strings.HasPrefix(c.path, "/v1/l") || strings.HasPrefix(c.path, "/v1/t") {
 			checkStatus(t, c.name, a)

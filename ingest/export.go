@@ -54,7 +54,7 @@ func (e *Edge) otlp(ctx context.Context, r *request, rt route, id auth.Identity,
 // prepare makes the messages of one decoded protobuf payload, in b. It gives the body back as soon as it is copied; nothing of the batch aliases it.
 func (e *Edge) prepare(ctx context.Context, b *batch, id auth.Identity, rt route, body *buffer, received time.Time, c *charge) *refused {
 	if err := b.rewriter.Check(rt.payload, body.b); err != nil {
-		hint := encodingHint(body.b)
+		hint := protobufHint(body.b)
 		e.bodies.put(c, body)
 		return &refused{code: 400, reason: malformedBody, detail: "The body is not an OTLP export request: " + err.Error() + hint}
 	}

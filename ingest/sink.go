@@ -304,19 +304,15 @@ func (s *Sink) learn(part partitionID, err error, waited time.Duration, probe bo
 	var away *UnavailableError
 	switch {
 	case err == nil:
-		if s.breakers.heal(part) {
-			s.log.Info("kafka takes the messages of a topic again", "topic", part.topic)
-		}
+		s.breakers.heal(part, func() { s.log.Info("kafka takes the messages of a topic again", "topic", part.topic) })
 	case errors.As(err, &away) && away.Kind == KindCancelled && waited < s.producer.cfg.Timeout/2:
 		// The request was late by itself: its time was over before Kafka had its own.
 		s.breakers.inconclusive(part, probe)
 	case errors.As(err, &away) && away.Kind != KindClosed && !errors.Is(err, context.Canceled):
-		was, topic := s.breakers.trip(part, time.Now())
-		if was {
-			s.metrics.trips.Inc()
-		}
-		if topic {
+		if s.breakers.trip(part, time.Now(), func() {
 			s.log.Warn("kafka does not take messages of a topic, they go to the spool", "topic", part.topic, "partition", part.index, "error", err)
+		}) {
+			s.metrics.trips.Inc()
 		}
 	default: // too much under way, messages that nobody would take, or the end: nothing about the partition
 		s.breakers.inconclusive(part, probe)
@@ -342,10 +338,12 @@ func (s *Sink) toSpool(ctx context.Context, deadline time.Time, messages []Messa
 		if why == nil {
 			why = errSick
 		}
-		s.full(errors.Is(err, spool.ErrFull), err)
+		if errors.Is(err, spool.ErrFull) {
+			s.full(err)
+		}
 		return &errSpool{err: err, kafka: why}
 	}
-	s.full(false, nil)
+	s.hasRoom()
 	for i, f := range fates {
 		if f == notKept {
 			fates[i] = inSpool
@@ -363,16 +361,16 @@ func (s *Sink) toSpool(ctx context.Context, deadline time.Time, messages []Messa
 // made room for, and refuses the next.
 const spoolFullEnds = 10 * time.Second
 
-// full says once that the spool is full, and once that it has room again.
-func (s *Sink) full(is bool, err error) {
-	now := time.Now().UnixNano()
-	if is {
-		if last := s.fullAt.Swap(now); last == 0 || now-last > int64(time.Minute) { // else it is the same outage
-			s.log.Warn("the spool is full, senders are answered 503 until it has room", "error", err)
-		}
-		return
+// full says once that the spool is full.
+func (s *Sink) full(err error) {
+	if s.fullAt.Swap(time.Now().UnixNano()) == 0 {
+		s.log.Warn("the spool is full, senders are answered 503 until it has room", "error", err)
 	}
-	if last := s.fullAt.Load(); last != 0 && now-last > int64(spoolFullEnds) && s.fullAt.CompareAndSwap(last, 0) {
+}
+
+// hasRoom says once that the spool has room again. It is called when a message found a place, and when the drain has made some.
+func (s *Sink) hasRoom() {
+	if last := s.fullAt.Load(); last != 0 && time.Now().UnixNano()-last > int64(spoolFullEnds) && s.fullAt.CompareAndSwap(last, 0) {
 		s.log.Info("the spool has room again")
 	}
 }

@@ -22,17 +22,29 @@ type partitionID struct {
 
 // breakers are the partitions that are sick. While there is none they cost one atomic read.
 type breakers struct {
-	n    atomic.Int32
-	mu   sync.Mutex
-	open map[partitionID]*openBreaker
+	n      atomic.Int32
+	mu     sync.Mutex
+	open   map[partitionID]*openBreaker
+	topics map[string]*sickTopic
 }
+
+// A sickTopic is what has been said of a topic that has, or had, sick partitions.
+type sickTopic struct {
+	said bool      // that it is sick
+	at   time.Time // when that was said last
+}
+
+// sayAgain is how soon it may be said of the same topic again that it is sick. A Kafka that is merely slow takes some messages and misses others.
+const sayAgain = 10 * time.Second
 
 type openBreaker struct {
 	probed  time.Time // when the last probe began or failed, or the miss that opened it
 	probing bool
 }
 
-func newBreakers() *breakers { return &breakers{open: map[partitionID]*openBreaker{}} }
+func newBreakers() *breakers {
+	return &breakers{open: map[partitionID]*openBreaker{}, topics: map[string]*sickTopic{}}
+}
 
 // admit says whether a message may be sent to the partition, and whether it is the probe. Whoever is the probe says how it went, by heal, trip or inconclusive.
 func (b *breakers) admit(part partitionID, now time.Time, after time.Duration) (ok, probe bool) {
@@ -62,42 +74,56 @@ func (b *breakers) sick(part partitionID) bool {
 	return b.open[part] != nil
 }
 
-// heal says that a message got through. It reports whether that was the last partition of its topic that was sick.
-func (b *breakers) heal(part partitionID) (topic bool) {
+// heal says that a message got through. It calls well, with mu held, if that was the last partition of its topic that was sick, and it has been said that
+// the topic is.
+func (b *breakers) heal(part partitionID, well func()) {
 	if b.n.Load() == 0 {
-		return false
+		return
 	}
+	topic := partitionID{part.topic, -1}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	was := b.sickOf(part.topic) > 0
+	if b.open[part] == nil && b.open[topic] == nil {
+		return
+	}
 	delete(b.open, part)
-	delete(b.open, partitionID{part.topic, -1}) // the topic is known now
+	delete(b.open, topic) // it is known now
 	b.n.Store(int32(len(b.open)))
-	return was && b.sickOf(part.topic) == 0
-}
-
-// trip says that a message did not get through. It reports whether the partition was well, and whether all of its topic were.
-func (b *breakers) trip(part partitionID, now time.Time) (was, topic bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	o := b.open[part]
-	if o == nil {
-		b.open[part] = &openBreaker{probed: now}
-		b.n.Store(int32(len(b.open)))
-		return true, b.sickOf(part.topic) == 1
+	t := b.topics[part.topic]
+	if !t.said {
+		return
 	}
-	o.probing, o.probed = false, now
-	return false, false
-}
-
-// sickOf counts those of a topic. It is called with mu held.
-func (b *breakers) sickOf(topic string) (n int) {
-	for part := range b.open {
-		if part.topic == topic {
-			n++
+	for other := range b.open {
+		if other.topic == part.topic {
+			return
 		}
 	}
-	return n
+	t.said = false
+	well()
+}
+
+// trip says that a message did not get through. It reports whether the partition was well, and calls sick, with mu held, if it is to be said of its topic
+// that it is sick.
+func (b *breakers) trip(part partitionID, now time.Time, sick func()) (was bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if o := b.open[part]; o == nil {
+		was = true
+		b.open[part] = &openBreaker{probed: now}
+		b.n.Store(int32(len(b.open)))
+	} else {
+		o.probing, o.probed = false, now
+	}
+	t := b.topics[part.topic]
+	if t == nil {
+		t = &sickTopic{}
+		b.topics[part.topic] = t
+	}
+	if !t.said && now.Sub(t.at) >= sayAgain {
+		t.said, t.at = true, now
+		sick()
+	}
+	return was
 }
 
 // inconclusive ends a probe that told nothing.

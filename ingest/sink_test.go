@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -307,8 +308,8 @@ func TestSinkSpoolFull(t *testing.T) {
 	pc.Timeout = 300 * time.Millisecond
 	c.Close()
 	log := openSpool(t, spool.Config{MaxBytes: 4000})
-	var said bytes.Buffer // this test alone makes the sink speak
-	s := startSink(t, pc, SinkConfig{Spool: log, Logger: slog.New(slog.NewTextHandler(&said, nil))})
+	said := &lockedBuffer{}
+	s := startSink(t, pc, SinkConfig{Spool: log, Logger: slog.New(slog.NewTextHandler(said, nil))})
 	kept, refused := 0, 0
 	for range 50 {
 		switch f, err := s.deliverOne("k", strings.Repeat("x", 200)); {
@@ -329,16 +330,68 @@ func TestSinkSpoolFull(t *testing.T) {
 	if kept < 5 || refused < 5 || log.Stats().Records != int64(kept) {
 		t.Errorf("%d kept, %d refused, %d in the spool", kept, refused, log.Stats().Records)
 	}
-	s.full(false, nil) // something small that found a place
-	if n := strings.Count(said.String(), "the spool is full"); n != 1 || strings.Contains(said.String(), "room again") {
-		t.Errorf("%d lines say that it is full: %s", n, said.String())
+	s.hasRoom() // something small has found a place
+	if text := said.String(); strings.Count(text, "the spool is full") != 1 || strings.Contains(text, "room again") {
+		t.Errorf("when it was full: %s", text)
 	}
+
+	// Kafka is back, and takes what comes and what waits: nothing goes to the spool any more.
+	newFake(t, kfake.ListenFn(func(string, string) (net.Listener, error) { return net.Listen("tcp", pc.Brokers[0]) }))
 	s.fullAt.Add(-int64(spoolFullEnds))
-	s.full(false, nil)
-	s.full(false, nil)
-	if n := strings.Count(said.String(), "the spool has room again"); n != 1 {
-		t.Errorf("%d lines say that it has room: %s", n, said.String())
+	startDrain(t, s)
+	within(t, 20*time.Second, "it is said that there is room again", func() bool { return strings.Contains(said.String(), "the spool has room again") })
+	within(t, 20*time.Second, "the spool is empty", func() bool { return log.Stats().Records == 0 })
+	s.hasRoom()
+	if text := said.String(); strings.Count(text, "the spool has room again") != 1 {
+		t.Errorf("when it was empty: %s", text)
 	}
+}
+
+// A Kafka that is merely slow takes some messages and misses others: what is said of a topic has a beginning and an end, and is not said all the time.
+func TestWhatIsSaidOfATopic(t *testing.T) {
+	b := newBreakers()
+	now := time.Now()
+	var said []string
+	miss := func(topic string, index int32) {
+		b.trip(partitionID{topic, index}, now, func() { said = append(said, "away "+topic) })
+	}
+	take := func(topic string, index int32) {
+		b.heal(partitionID{topic, index}, func() { said = append(said, "back "+topic) })
+	}
+	want := func(lines ...string) {
+		t.Helper()
+		if !slices.Equal(said, lines) {
+			t.Errorf("said %q, want %q", said, lines)
+		}
+		said = nil
+	}
+	take("a", 0)
+	miss("a", 0)
+	miss("a", 1)
+	miss("b", 0)
+	take("a", 2) // well all the time
+	take("a", 0)
+	want("away a", "away b")
+	take("a", 1)
+	want("back a")
+	for range 50 { // now and then
+		now = now.Add(100 * time.Millisecond)
+		miss("a", 0)
+		take("a", 0)
+	}
+	want()
+	miss("a", 0) // and then for long
+	want()
+	now = now.Add(sayAgain)
+	miss("a", 0)
+	miss("a", 0)
+	want("away a")
+	take("b", 0)
+	miss("a", -1) // it is unknown, and known again
+	take("a", 3)
+	want("back b")
+	take("a", 0)
+	want("back a")
 }
 
 // One key may not use up what all share.
