@@ -127,7 +127,6 @@ type Producer struct {
 	log     *slog.Logger
 	metrics *producerMetrics
 	said    *logLimiter
-	lines   chan logLine // from those who must not wait for a log
 
 	view     atomic.Pointer[kafkaView] // nil until the first metadata answer
 	contact  atomic.Int64              // unix ns of the last metadata answer; the start before any
@@ -171,7 +170,6 @@ func NewProducer(cfg ProducerConfig) (*Producer, error) {
 		dialer:  dialer,
 		log:     cfg.Logger,
 		said:    newLogLimiter(10 * time.Second),
-		lines:   make(chan logLine, 64),
 		kicks:   make(chan struct{}, 1),
 		topics:  make(map[string][]*kafkaPartition),
 		brokers: make(map[int32]*kafkaBroker),
@@ -186,7 +184,6 @@ func NewProducer(cfg ProducerConfig) (*Producer, error) {
 	p.wg.Add(2)
 	go p.watch()
 	go p.sweep()
-	go p.write()
 	return p, nil
 }
 

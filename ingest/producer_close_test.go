@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -40,57 +39,6 @@ func TestCloseFlushes(t *testing.T) {
 	}
 	if err := produceOne(p, "k", "v"); !errors.Is(err, ErrProducerClosed) || !errors.Is(err, ErrKafkaUnavailable) {
 		t.Errorf("after Close: %v", err)
-	}
-}
-
-// blockedLog is a log whose reader has stopped reading.
-type blockedLog struct{ stuck chan struct{} }
-
-func (blockedLog) Enabled(context.Context, slog.Level) bool { return true }
-func (l blockedLog) Handle(context.Context, slog.Record) error {
-	<-l.stuck
-	return nil
-}
-func (l blockedLog) WithAttrs([]slog.Attr) slog.Handler { return l }
-func (l blockedLog) WithGroup(string) slog.Handler      { return l }
-
-// What there is to say of one message holds up no other, nor the end.
-func TestLogThatBlocks(t *testing.T) {
-	l := blockedLog{make(chan struct{})}
-	defer close(l.stuck)
-	c := newFake(t)
-	cfg := brokersOf(c)
-	cfg.Logger, cfg.Timeout = slog.New(l), 500*time.Millisecond
-	p := startProducer(t, cfg)
-	for _, code := range []*kerr.Error{kerr.MessageTooLarge, kerr.InvalidRecord, kerr.MessageTooLarge} {
-		c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: code, Count: 1})
-		var refused *RefusedError
-		if err := produceOne(p, "k", "bad"); !errors.As(err, &refused) {
-			t.Errorf("%v: %v", code, err)
-		}
-	}
-	for i := range 20 {
-		if err := produceOne(p, fmt.Sprint(i), "v"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// What the attempts and the look-ups of the leaders have to say comes now, more of it than is kept.
-	f := newFreezer(c)
-	f.frozen[0].Store(true)
-	for i := range 3 {
-		if err := produceOne(p, fmt.Sprint(i), "v"); !errors.Is(err, ErrKafkaUnavailable) {
-			t.Errorf("frozen: %v", err)
-		}
-	}
-	f.frozen[0].Store(false)
-	for range cap(p.lines) + 1 {
-		p.tell(slog.LevelInfo, "and more")
-	}
-	eventually(t, "the broker answers again", func() bool { return produceOne(p, "k", "v") == nil })
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	if err := p.Close(ctx); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -1,30 +1,21 @@
 package ingest
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"time"
 )
 
-type logLine struct {
-	level slog.Level
-	msg   string
-	attrs []slog.Attr
-}
-
-// say hands a warning over to be logged, unless the same was said lately or too much is being said. It never blocks.
+// say logs a warning, unless the same was said lately.
 func (p *Producer) say(what, msg string, attrs ...slog.Attr) {
 	if p.said.allow(what) {
 		p.tell(slog.LevelWarn, msg, attrs...)
 	}
 }
 
-// tell hands a line over to be logged, unless too much is being said. It never blocks: whoever sends, settles or looks up the leaders must not wait for a log.
 func (p *Producer) tell(level slog.Level, msg string, attrs ...slog.Attr) {
-	select {
-	case p.lines <- logLine{level, msg, attrs}:
-	default:
-	}
+	p.log.LogAttrs(context.Background(), level, msg, attrs...)
 }
 
 // A logLimiter lets the same thing be logged once in a while.

@@ -371,15 +371,3 @@ func (p *Producer) sweep() {
 		}
 	}
 }
-
-// write writes the log for everybody else. It has a goroutine of its own, for which Close does not wait: a log that blocks holds up nobody.
-func (p *Producer) write() {
-	for {
-		select {
-		case <-p.ctx.Done():
-			return
-		case l := <-p.lines:
-			p.log.LogAttrs(p.ctx, l.level, l.msg, l.attrs...)
-		}
-	}
-}

@@ -305,9 +305,12 @@ func (s *Server) unreadable(ctx *fasthttp.RequestCtx, err error) {
 	ctx.SetConnectionClose()
 }
 
+// SaidGRPCToHTTP is a warning that anybody may cause with each connection, so the log should not have all of them.
+const SaidGRPCToHTTP = "gRPC was sent to the HTTP port: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or point the exporter at the gRPC port"
+
 // http2 is somebody's gRPC exporter on the HTTP port: it shows its owner nothing, so our log has to say what to do.
 func (s *Server) http2(ctx *fasthttp.RequestCtx, remote netip.Addr) {
-	s.cfg.Logger.Warn("gRPC was sent to the HTTP port: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or point the exporter at the gRPC port",
+	s.cfg.Logger.Warn(SaidGRPCToHTTP,
 		"remote", remote.String())
 	r := &request{id: newRequestID(), received: time.Now()}
 	s.write(ctx, r, s.cfg.Edge.count(route{}, r, s.cfg.Edge.refuse(r, route{}, refused{code: 400, reason: malformedRequest,

@@ -60,10 +60,11 @@ func newDevCommand() *cobra.Command {
 			if !cmd.Flags().Changed("log-level") {
 				level = "warn" // what dev prints itself is the news; info would bury it
 			}
-			log, levelVar, err := newLogger(cmd.ErrOrStderr(), level, cfg.logFormat)
+			log, levelVar, out, err := startLog(cmd.ErrOrStderr(), level, cfg.logFormat)
 			if err != nil {
 				return err
 			}
+			defer out.Flush()
 			logRedis(log)
 			d := &dev{cfg: &cfg, log: log, level: levelVar, out: cmd.OutOrStdout(), json: asJSON}
 			return d.run(cmd.Context())

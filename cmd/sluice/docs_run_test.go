@@ -100,21 +100,18 @@ func docsPlace(t *testing.T) func(*testing.T) []string {
 	}
 }
 
-// freePorts are ports of loopback that nobody listens on yet.
+// freePorts are ports of loopback that nobody listens on yet, and that the kernel gives nobody.
 func freePorts(t *testing.T, n int) []string {
 	t.Helper()
 	var ports []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for len(ports) < n {
+		_, port, err := net.SplitHostPort(freeAddr(t))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
+		if !slices.Contains(ports, port) {
+			ports = append(ports, port)
 		}
-		ports = append(ports, port)
 	}
 	return ports
 }
@@ -124,7 +121,7 @@ func (p *place) redisOfItsOwn(t *testing.T) {
 	t.Helper()
 	for i, e := range p.env {
 		if strings.HasPrefix(e, "SLUICE_REDIS_URL=") {
-			p.env[i] = strings.TrimSuffix(e, "/") + "/15"
+			p.env[i] = strings.TrimSuffix(e, "/") + redisDatabase(t)
 		}
 	}
 }

@@ -57,15 +57,22 @@ func (e *edge) id(t *testing.T) string {
 
 var tester = accounts.By{Actor: "tests@acme.example", Via: "cli"}
 
-// redisDatabases are those of the Redis server that no fleet has, but for 0 and 15, which other tests use. A Redis belongs to one PostgreSQL database: the word
-// of another fleet, that all changes are in Redis, would keep the keys of this one alive.
+// redisDatabases are those of the Redis server that nobody has, but for 0, which other tests use. A Redis belongs to one PostgreSQL database: the word
+// of another, that all changes are in Redis, would keep the keys of this one alive.
 var redisDatabases = func() chan int {
-	free := make(chan int, 14)
+	free := make(chan int, 15)
 	for n := range cap(free) {
 		free <- n + 1
 	}
 	return free
 }()
+
+// redisDatabase is the path of one until the test ends.
+func redisDatabase(t *testing.T) string {
+	n := <-redisDatabases
+	t.Cleanup(func() { redisDatabases <- n })
+	return "/" + strconv.Itoa(n)
+}
 
 // newFleet migrates a database and topics of its own. It starts nothing yet.
 func newFleet(t *testing.T) *fleet {
@@ -79,9 +86,7 @@ func newFleet(t *testing.T) *fleet {
 		t.Skip("TEST_DATABASE_URL, TEST_REDIS_URL and TEST_KAFKA_BROKERS are not set")
 	}
 	if u, err := url.Parse(f.redis); err == nil && strings.Trim(u.Path, "/") == "" {
-		n := <-redisDatabases
-		t.Cleanup(func() { redisDatabases <- n })
-		u.Path = "/" + strconv.Itoa(n)
+		u.Path = redisDatabase(t)
 		f.redis = u.String()
 	}
 	admin := f.open(base)

@@ -11,32 +11,54 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/redis/go-redis/v9"
+
+	"flowstate.inc/sluice/ingest"
 )
 
 // newLogger writes to w: text on a terminal, JSON elsewhere, unless format says otherwise. The level may be moved while it is in use. The warnings of calmed are
 // written so many times in calmTime and then left out, which the next one says.
 func newLogger(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, error) {
+	handler, l, err := logHandler(w, level, format)
+	if err != nil {
+		return nil, nil, err
+	}
+	return slog.New(&calmHandler{handler(w), &calm{lines: map[string]*calmLine{}}}), l, nil
+}
+
+// startLog is newLogger for what serves: nobody waits for whoever reads w. The caller flushes it at the end.
+func startLog(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, *logWriter, error) {
+	handler, l, err := logHandler(w, level, format)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	direct := slog.New(handler(w))
+	out := newLogWriter(w, func(left int64) {
+		direct.Warn("lines of the log were left out: whoever reads it is too slow", "left_out", left)
+	})
+	return slog.New(&calmHandler{handler(out), &calm{lines: map[string]*calmLine{}}}), l, out, nil
+}
+
+// logHandler gives what makes handlers of a level and a format, the latter by what w is.
+func logHandler(w io.Writer, level, format string) (func(io.Writer) slog.Handler, *slog.LevelVar, error) {
 	l := new(slog.LevelVar)
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, nil, usagef("--log-level: %q is not debug, info, warn or error", level)
 	}
 	opts := &slog.HandlerOptions{Level: l, ReplaceAttr: readableDurations}
-	var h slog.Handler
+	asText := func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, opts) }
+	asJSON := func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, opts) }
 	switch format {
 	case "json":
-		h = slog.NewJSONHandler(w, opts)
+		return asJSON, l, nil
 	case "text":
-		h = slog.NewTextHandler(w, opts)
+		return asText, l, nil
 	case "auto":
 		if f, ok := w.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
-			h = slog.NewTextHandler(w, opts)
-		} else {
-			h = slog.NewJSONHandler(w, opts)
+			return asText, l, nil
 		}
-	default:
-		return nil, nil, usagef("--log-format: %q is not json, text or auto", format)
+		return asJSON, l, nil
 	}
-	return slog.New(&calmHandler{h, &calm{lines: map[string]*calmLine{}}}), l, nil
+	return nil, nil, usagef("--log-format: %q is not json, text or auto", format)
 }
 
 // readableDurations has JSON say 1.5s, as text does, where it would say 1500000000.
@@ -50,9 +72,9 @@ func readableDurations(_ []string, a slog.Attr) slog.Attr {
 // calmTime is how long the counts of calmed hold.
 const calmTime = 10 * time.Second
 
-// calmed are the warnings that each request, or each connection, has while something is away, and how many of them are enough. The others differ from one another in
-// what they name, so none of them may be left out.
-var calmed = map[string]int{"request refused": 10, redisSaid: 1}
+// calmed are the warnings that each request, or each connection, may have, and how many of them are enough: while something is away, or because a stranger likes it so.
+// The others differ from one another in what they name, so none of them may be left out.
+var calmed = map[string]int{"request refused": 10, ingest.SaidGRPCToHTTP: 1, "sign-in refused": 10, redisSaid: 1}
 
 const redisSaid = "redis client"
 

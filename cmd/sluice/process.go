@@ -100,7 +100,7 @@ func newRegistry() *prometheus.Registry {
 	v := currentVersion()
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_build_info", Help: "Always 1; the labels say which build runs."}, []string{"version", "commit", "go_version"})
 	build.WithLabelValues(v.Version, v.Commit, v.Go).Set(1)
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), build)
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), build, logDropped)
 	return reg
 }
 

@@ -166,6 +166,12 @@ type program struct {
 // start runs sluice and returns once it is ready. It is killed when the test ends.
 func (p *place) start(t *testing.T, args ...string) *program {
 	t.Helper()
+	return p.startLogging(t, nil, args...)
+}
+
+// startLogging is start with another place for the log than the program's own err, which ready looks at unless it is dev that is started.
+func (p *place) startLogging(t *testing.T, log *os.File, args ...string) *program {
+	t.Helper()
 	args = append(args, "--edge-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--admin-addr=127.0.0.1:0", "--ops-addr=127.0.0.1:0", "--drain-delay=0s",
 		"--log-level=debug", "--log-format=json")
 	if args[0] == "dev" {
@@ -174,6 +180,9 @@ func (p *place) start(t *testing.T, args ...string) *program {
 	g := &program{server: server{cmd: exec.Command(p.program(t), args...), exited: make(chan struct{})}}
 	g.cmd.Dir, g.cmd.Env = p.dir, slices.Concat(os.Environ(), p.env)
 	g.cmd.Stdout, g.cmd.Stderr = &g.out, &g.err
+	if log != nil {
+		g.cmd.Stderr = log
+	}
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -32,10 +32,11 @@ func newServeCommand() *cobra.Command {
 			if err := cfg.checkServe(); err != nil {
 				return err
 			}
-			log, level, err := newLogger(cmd.ErrOrStderr(), cfg.logLevel, cfg.logFormat)
+			log, level, out, err := startLog(cmd.ErrOrStderr(), cfg.logLevel, cfg.logFormat)
 			if err != nil {
 				return err
 			}
+			defer out.Flush()
 			logRedis(log)
 			for _, name := range strangers(cmd.Root()) {
 				log.Warn("nothing reads this environment variable", "variable", name)
