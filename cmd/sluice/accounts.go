@@ -254,7 +254,9 @@ func newAccountsDelete() *cobra.Command {
 		Example: "  sluice accounts delete sa_0198c1… --yes\n  sluice accounts delete support-chatbot --environment production --yes"}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !yes {
-			return usagef("this revokes the account's key at once and cannot be undone: say --yes")
+			ask := a
+			ask.asJSON = false
+			return ask.doAccount(cmd, args[0], environment, "GET", "", nil, refuseToDelete)
 		}
 		return a.doAccount(cmd, args[0], environment, "DELETE", "", nil, func(w io.Writer, raw json.RawMessage) error {
 			var out struct {
@@ -272,6 +274,19 @@ func newAccountsDelete() *cobra.Command {
 	cmd.Flags().BoolVar(&yes, "yes", false, "really delete it")
 	a.register(cmd)
 	return cmd
+}
+
+// refuseToDelete says what would be deleted.
+func refuseToDelete(_ io.Writer, raw json.RawMessage) error {
+	var i accountView
+	if err := json.Unmarshal(raw, &i); err != nil {
+		return err
+	}
+	if i.DeletedAt != nil {
+		return usagef("%s / %s was deleted at %s already, and its key %s is revoked", i.Name, i.Environment, when(i.DeletedAt), i.KeyPrefix)
+	}
+	return usagef("this deletes %s / %s and revokes its key %s at once, and cannot be undone: say --yes. It was last seen: %s; who sends with it says sluice accounts usage %s",
+		i.Name, i.Environment, i.KeyPrefix, when(i.LastSeenAt), i.ID)
 }
 
 func (i accountView) limits() string {
