@@ -95,7 +95,8 @@ type carried struct {
 type noteList []note
 
 type note struct {
-	what    string // a signal's type, or the kind of a record
+	kind    string // of the records
+	what    string // a signal's type, or the kind again
 	outcome signals.Outcome
 	reason  signals.Reason
 	detail  string // of the first
@@ -112,7 +113,7 @@ func (b *batch) reject(kind, what string, o signals.Outcome, reason signals.Reas
 		}
 	}
 	if len(b.notes) < maxNotes {
-		b.notes = append(b.notes, note{what, o, reason, detail, n})
+		b.notes = append(b.notes, note{kind, what, o, reason, detail, n})
 		return
 	}
 	b.unnoted += n
@@ -135,7 +136,7 @@ func (b *batch) warn(what string, reason signals.Reason, detail string) {
 		}
 	}
 	if len(b.notes) < maxNotes {
-		b.notes = append(b.notes, note{what, warned, reason, detail, 1})
+		b.notes = append(b.notes, note{"", what, warned, reason, detail, 1})
 	}
 }
 

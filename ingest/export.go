@@ -271,10 +271,28 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 	for i := range b.filtered {
 		e.cfg.Drops.Count(id.Org, &b.filtered[i].verdict, int64(b.filtered[i].n), r.received)
 	}
+	if b.rejected > 0 && e.cfg.Drops != nil {
+		e.countInvalid(b, id.Principal, r.received)
+	}
 	if b.tally.total(signals.Accepted)+b.tally.total(signals.Filtered) > 0 {
 		id.Touch(r.received)
 	}
 	return nil
+}
+
+// countInvalid counts by reason what was invalid, of as many kinds as an answer tells apart.
+func (e *Edge) countInvalid(b *batch, p *auth.Principal, received time.Time) {
+	for i := range b.notes {
+		n := &b.notes[i]
+		if n.outcome != signals.Invalid {
+			continue
+		}
+		what := n.kind
+		if n.kind == kindSignals && e.cfg.Decider.Taxonomy().Known(n.what) {
+			what = n.what
+		}
+		e.cfg.Drops.CountInvalid(p, what, n.reason, int64(n.n), received)
+	}
 }
 
 // answerWithin is how long after the last byte of a body the wait for Kafka ends at the latest, whatever took the time before: what is left of the

@@ -166,15 +166,15 @@ func (a *API) reopenMany(q *request) error {
 	return q.json(http.StatusOK, alertPage{Items: pointers(alerts)})
 }
 
-type filteredSignal struct {
+type droppedRecords struct {
 	Type   string    `json:"type"`
 	Reason Reason    `json:"reason"`
 	Count  int64     `json:"count"`
 	LastAt time.Time `json:"last_at"`
 }
 
-// filtered answers what the filter dropped of an account. An account of another org has none here.
-func (a *API) filtered(q *request) error {
+// dropped answers what the filter dropped of an account, or what it sent that was invalid. An account of another org has none here.
+func (a *API) dropped(q *request, outcome Outcome) error {
 	params, err := q.query()
 	if err != nil {
 		return err
@@ -194,9 +194,11 @@ func (a *API) filtered(q *request) error {
 	if err != nil {
 		return err
 	}
-	items := make([]filteredSignal, len(drops))
-	for i, d := range drops {
-		items[i] = filteredSignal{d.Type, d.Reason, d.Count, d.LastAt}
+	items := []droppedRecords{}
+	for _, d := range drops {
+		if OutcomeOf(d.Reason) == outcome {
+			items = append(items, droppedRecords{d.Type, d.Reason, d.Count, d.LastAt})
+		}
 	}
 	return q.json(http.StatusOK, map[string]any{"since": since.UTC().Truncate(24 * time.Hour), "items": items})
 }

@@ -237,7 +237,12 @@ func TestAlertsAPI(t *testing.T) {
 			v := c.decider.Decide(t.Context(), service("sa_1", "digest", "production", true), &r, received)
 			drops.Count("acme", &v, 1, received)
 		}
+		drops.CountInvalid(service("sa_1", "digest", "production", true), "signals", BadType, 2, received)
 		drops.Flush(t.Context())
+		m = c.call(t, "GET", "/api/v1/service-accounts/sa_1/invalid-records", "", 200, "InvalidRecords")
+		if fmt.Sprint(items(m)) != "[map[count:2 last_at:2026-11-23T22:40:12Z reason:bad_type type:signals]]" {
+			t.Errorf("invalid: %v", m)
+		}
 		m = c.call(t, "GET", "/api/v1/service-accounts/sa_1/filtered-signals", "", 200, "FilteredSignals")
 		if fmt.Sprint(items(m)) != "[map[count:3 last_at:2026-11-23T22:40:12Z reason:applies_to_persons_only type:personal_use_company_account]]" {
 			t.Errorf("filtered: %v", m)

@@ -5,12 +5,14 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"flowstate.inc/sluice/auth"
 )
 
 // maxDropKinds bounds what Drops holds between two flushes, should the store be away; beyond it counts are lost, and logged.
 const maxDropKinds = 100_000
 
-// Drops counts what the filter dropped, per subject, and writes the counts once a second, so that an admin sees them beside
+// Drops counts what the filter dropped and what was invalid, per subject, and writes the counts once a second, so that an admin sees them beside
 // the account's signals. It is a courtesy beside the ledger, not part of it: counts since the last flush die with the process.
 type Drops struct {
 	add    func(ctx context.Context, drops []Drop) error
@@ -38,6 +40,11 @@ func (d *Drops) Count(org string, v *Verdict, n int64, at time.Time) {
 		return
 	}
 	d.merge(Drop{Org: org, SubjectKind: v.About.Kind, SubjectID: v.About.ID, Type: v.Type, Reason: v.Reason, Count: n, LastAt: at})
+}
+
+// CountInvalid counts n records of a key's holder that were invalid. Of signals what is the type where the taxonomy has it: a sender chooses names.
+func (d *Drops) CountInvalid(p *auth.Principal, what string, reason Reason, n int64, at time.Time) {
+	d.merge(Drop{Org: p.Org, SubjectKind: string(p.Kind), SubjectID: p.ID, Type: what, Reason: reason, Count: n, LastAt: at})
 }
 
 func (d *Drops) merge(one Drop) {

@@ -1,5 +1,7 @@
 package signals
 
+import "slices"
+
 // An Outcome is what became of one record. Every record decoded from an authenticated request has exactly one.
 type Outcome string
 
@@ -42,6 +44,16 @@ const (
 	SubjectAway Reason = "subject_lookup_unavailable" // nobody can say who the named subject is
 	Stopping    Reason = "stopping"
 )
+
+// OutcomeOf is the one outcome that has the reason; "" of no reason of ours.
+func OutcomeOf(r Reason) Outcome {
+	for o, reasons := range Reasons {
+		if slices.Contains(reasons, r) {
+			return o
+		}
+	}
+	return ""
+}
 
 // Reasons lists the closed list by outcome, so that every series of the ledger exists from the start.
 var Reasons = map[Outcome][]Reason{

@@ -121,12 +121,12 @@ func (s *Store) Each(ctx context.Context, org string, since time.Time, most int,
 	}
 }
 
-// A Drop counts signals that the filter dropped.
+// A Drop counts signals that the filter dropped, or records that were invalid: which of both the reason says.
 type Drop struct {
 	Org         string
 	SubjectKind string
 	SubjectID   string
-	Type        string
+	Type        string // of a signal; the kind of other records
 	Reason      Reason
 	Count       int64
 	LastAt      time.Time
@@ -159,7 +159,7 @@ func sortDrops(drops []Drop) {
 	})
 }
 
-// Drops sums what the filter dropped of one subject since a day, by type and reason.
+// Drops sums what the filter dropped of one subject, and what it sent that was invalid, since a day, by type and reason.
 func (s *Store) Drops(ctx context.Context, org, kind, id string, since time.Time) ([]Drop, error) {
 	rows, err := s.r.QueryContext(ctx, `SELECT type, reason, CAST(SUM(count) AS BIGINT), MAX(last_at) FROM signal_drops
 		WHERE org = $1 AND subject_kind = $2 AND subject_id = $3 AND day >= $4 GROUP BY type, reason ORDER BY type, reason`, org, kind, id, day(since))

@@ -439,7 +439,8 @@ func indented(raw json.RawMessage) string {
 type trail struct {
 	AllURL string
 	Rows   []alertRow
-	Drops  []dropRow
+	Drops  []dropRow // by the filter
+	Faults []dropRow // what was invalid
 	Days   int
 }
 
@@ -469,7 +470,12 @@ func (c *Console) trail(ctx context.Context, v *visit, id string) (*trail, error
 		return nil, err
 	}
 	for _, d := range drops {
-		t.Drops = append(t.Drops, dropRow{Type: d.Type, Why: dropWords(d.Reason), Count: d.Count, Last: c.render.when(d.LastAt)})
+		row := dropRow{Type: d.Type, Why: dropWords(d.Reason), Count: d.Count, Last: c.render.when(d.LastAt)}
+		if signals.OutcomeOf(d.Reason) == signals.Filtered {
+			t.Drops = append(t.Drops, row)
+		} else {
+			t.Faults = append(t.Faults, row)
+		}
 	}
 	return t, nil
 }
@@ -482,6 +488,22 @@ func dropWords(r signals.Reason) string {
 		return "makes sense for services only"
 	case signals.AbuseDetectionOff:
 		return "abuse detection is off"
+	case signals.Malformed:
+		return "not of the shape documented"
+	case signals.BadType:
+		return "no type, or none of the form that types have"
+	case signals.BadSeverity:
+		return "a severity that is not INFO, WARN or BLOCK"
+	case signals.BadSubject:
+		return "a subject that its key may not name, or that does not exist"
+	case signals.DuplicateField:
+		return "a field given twice"
+	case signals.TooLarge:
+		return "over the limits on one record"
+	case signals.TooDeep:
+		return "details nested too deep"
+	case signals.Refused:
+		return "refused by Kafka for good"
 	}
 	return string(r)
 }

@@ -303,7 +303,8 @@ func (s *site) seedSignals(t *testing.T) {
 	s.raise(t, chatbot, signals.KeyMisuseDetected, signals.Operational, signals.Warn, 2*time.Minute)
 	s.raise(t, digest, "forecast_breach", signals.Budget, signals.Warn, time.Minute)
 	err := s.signals.AddDrops(t.Context(), []signals.Drop{{Org: "acme", SubjectKind: string(auth.KindServiceAccount), SubjectID: digest.ID,
-		Type: "personal_use_company_account", Reason: signals.PersonsOnly, Count: 12, LastAt: time.Now().Add(-time.Hour)}})
+		Type: "personal_use_company_account", Reason: signals.PersonsOnly, Count: 12, LastAt: time.Now().Add(-time.Hour)},
+		{Org: "acme", SubjectKind: string(auth.KindServiceAccount), SubjectID: digest.ID, Type: "pii_detected", Reason: signals.BadSeverity, Count: 84, LastAt: time.Now().Add(-2 * time.Hour)}})
 	if err != nil {
 		t.Fatal(err)
 	}

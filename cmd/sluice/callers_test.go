@@ -37,6 +37,7 @@ var operations = map[string]operation{
 	"patch /api/v1/service-accounts/{id}":                {[]auth.Permission{manage}, `{"description":"edited"}`},
 	"get /api/v1/service-accounts/{id}/keys":             {[]auth.Permission{manage}, ""},
 	"get /api/v1/service-accounts/{id}/filtered-signals": {[]auth.Permission{manage, govern}, ""},
+	"get /api/v1/service-accounts/{id}/invalid-records":  {[]auth.Permission{manage, govern}, ""},
 	"get /api/v1/service-accounts/{id}/usage":            {[]auth.Permission{manage}, ""},
 	"get /api/v1/service-accounts/{id}/scope/verdicts":   {[]auth.Permission{manage}, ""},
 	"post /api/v1/service-accounts/{id}/scope/try":       {[]auth.Permission{manage}, `{"prompt":"What is new?"}`},

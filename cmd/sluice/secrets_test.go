@@ -253,7 +253,7 @@ func (s *secretive) flow(t *testing.T) {
 
 	for _, path := range []string{
 		"/api/v1/service-accounts?state=all&limit=100", "/api/v1/service-accounts/" + id, "/api/v1/service-accounts/" + id + "/keys",
-		"/api/v1/service-accounts/" + id + "/filtered-signals", "/api/v1/keys", "/api/v1/alerts?limit=100", "/api/v1/alerts/counts", "/api/v1/alerts/histogram",
+		"/api/v1/service-accounts/" + id + "/filtered-signals", "/api/v1/service-accounts/" + id + "/invalid-records", "/api/v1/keys", "/api/v1/alerts?limit=100", "/api/v1/alerts/counts", "/api/v1/alerts/histogram",
 		"/api/v1/audit-events?limit=100", "/api/v1/audit-events?format=csv", "/api/v1/audit-events?format=ndjson", "/api/v1/policy/active", "/api/v1/policy/versions",
 		"/api/v1/policy/drafts", "/api/v1/openapi.json",
 	} {
