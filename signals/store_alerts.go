@@ -177,40 +177,69 @@ func (s *Store) Alert(ctx context.Context, org, id string) (Alert, error) {
 // Resolve closes alerts of org, all or none, with keys in the note cut to their prefix, and returns them in the order of ids; resolving a closed one again says it anew.
 // ErrNotFound names the first id that is not there.
 func (s *Store) Resolve(ctx context.Context, org string, by By, ids []string, how Resolution, note string) ([]Alert, error) {
+	out, _, err := s.resolve(ctx, org, by, ids, how, note, nil)
+	return out, err
+}
+
+// ResolveOpen is Resolve of those alerts that are open. left are the others: somebody else has said something of them meanwhile.
+func (s *Store) ResolveOpen(ctx context.Context, org string, by By, ids []string, how Resolution, note string) (resolved, left []Alert, err error) {
+	return s.resolve(ctx, org, by, ids, how, note, (*Alert).Open)
+}
+
+func (s *Store) resolve(ctx context.Context, org string, by By, ids []string, how Resolution, note string, only func(*Alert) bool) (resolved, left []Alert, err error) {
 	if how != Acknowledged && how != FalsePositive && how != Escalated {
-		return nil, fmt.Errorf("%w: resolution must be acknowledged, false_positive or escalated", ErrBadQuestion)
+		return nil, nil, fmt.Errorf("%w: resolution must be acknowledged, false_positive or escalated", ErrBadQuestion)
 	}
 	if len(note) > MaxNote || badText(note) {
-		return nil, fmt.Errorf("%w: note must be text of at most %d bytes", ErrBadQuestion, MaxNote)
+		return nil, nil, fmt.Errorf("%w: note must be text of at most %d bytes", ErrBadQuestion, MaxNote)
 	}
 	// Everybody reads notes: a key pasted into one would leak.
 	note, ok := redact(note)
 	if !ok {
-		return nil, fmt.Errorf("%w: note is escaped more than %d times over", ErrBadQuestion, maxSpelling)
+		return nil, nil, fmt.Errorf("%w: note is escaped more than %d times over", ErrBadQuestion, maxSpelling)
 	}
-	return s.settle(ctx, org, by, ids, how, note)
+	return s.settle(ctx, org, by, ids, how, note, only)
 }
 
-// Reopen undoes Resolve.
+// Reopen opens alerts of org, whoever has said what of them.
 func (s *Store) Reopen(ctx context.Context, org string, by By, ids []string) ([]Alert, error) {
-	return s.settle(ctx, org, by, ids, "", "")
+	out, _, err := s.settle(ctx, org, by, ids, "", "", nil)
+	return out, err
 }
 
-func (s *Store) settle(ctx context.Context, org string, by By, ids []string, how Resolution, note string) ([]Alert, error) {
+// Undo reopens those alerts that are as by.Actor has resolved them at a time. left are the others.
+func (s *Store) Undo(ctx context.Context, org string, by By, ids []string, at time.Time) (reopened, left []Alert, err error) {
+	return s.settle(ctx, org, by, ids, "", "", func(a *Alert) bool { return a.ResolvedBy == by.Actor && a.ResolvedAt.Equal(at) })
+}
+
+// settle sets those alerts for which only is true, or all where it is nil.
+func (s *Store) settle(ctx context.Context, org string, by By, ids []string, how Resolution, note string, only func(*Alert) bool) (out, left []Alert, err error) {
 	ids = unique(ids)
 	if len(ids) == 0 || len(ids) > MaxBulk {
-		return nil, fmt.Errorf("%w: ids must be 1 to %d", ErrBadQuestion, MaxBulk)
+		return nil, nil, fmt.Errorf("%w: ids must be 1 to %d", ErrBadQuestion, MaxBulk)
 	}
 	for _, id := range ids {
 		if badText(id) {
-			return nil, fmt.Errorf("alert %s: %w", quoted(id), ErrNotFound)
+			return nil, nil, fmt.Errorf("alert %s: %w", quoted(id), ErrNotFound)
 		}
 	}
-	var out []Alert
-	err := s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		found, err := s.lockAlerts(ctx, tx, org, ids)
+	err = s.write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		out, left = nil, nil // a retry of the transaction begins anew
+		all, err := s.lockAlerts(ctx, tx, org, ids)
 		if err != nil {
 			return err
+		}
+		found := make([]Alert, 0, len(all))
+		changing := make([]string, 0, len(all))
+		for _, a := range all {
+			if only == nil || only(&a) {
+				found, changing = append(found, a), append(changing, a.Event.ID)
+			} else {
+				left = append(left, a)
+			}
+		}
+		if len(found) == 0 {
+			return nil
 		}
 		var (
 			a                        args
@@ -226,7 +255,7 @@ func (s *Store) settle(ctx context.Context, org string, by By, ids []string, how
 		}
 		set := fmt.Sprintf(`UPDATE alerts SET open = %s, resolution = %s, note = %s, resolved_at = %s, resolved_by = %s WHERE org = %s`,
 			a.add(how == ""), a.add(resolution), a.add(noted), a.add(at), a.add(whose), a.add(org))
-		if _, err := tx.ExecContext(ctx, set+a.in("id", ids), a...); err != nil {
+		if _, err := tx.ExecContext(ctx, set+a.in("id", changing), a...); err != nil {
 			return wrap("resolve alerts", err)
 		}
 		counts := hours{}
@@ -251,7 +280,7 @@ func (s *Store) settle(ctx context.Context, org string, by By, ids []string, how
 		}
 		return nil
 	})
-	return out, err
+	return out, left, err
 }
 
 // lockAlerts reads alerts in the order of ids and keeps others from changing them.

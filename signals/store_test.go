@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	mathrand "math/rand/v2"
 	"slices"
 	"strings"
@@ -85,6 +86,36 @@ func TestResolveAndReopen(t *testing.T) {
 		b, err = json.Marshal(&back[0])
 		if err != nil || json.Unmarshal(b, &m) != nil || m["resolution"] != nil || m["resolved_at"] != nil || m["note"] != nil {
 			t.Errorf("as JSON: %s %v", b, err)
+		}
+		// What a colleague has said meanwhile stays, at the first and when it is taken back.
+		colleague := By{Actor: "colleague@acme.example", Via: "console"}
+		if _, err := w.Resolve(t.Context(), "acme", colleague, []string{id(2)}, Escalated, "mine"); err != nil {
+			t.Fatal(err)
+		}
+		w.audited()
+		done, left, err := w.ResolveOpen(t.Context(), "acme", admin, []string{id(1), id(2), id(3)}, Acknowledged, "")
+		if err != nil || len(done) != 2 || len(left) != 1 || left[0].Event.ID != id(2) || left[0].Resolution != Escalated {
+			t.Errorf("of three, one of them escalated: %+v, %+v, %v", done, left, err)
+		}
+		if es := w.audited(); len(es) != 1 || fmt.Sprint(es[0].After["ids"]) != fmt.Sprint([]string{id(1), id(3)}) {
+			t.Errorf("audit: %+v", es)
+		}
+		if done, left, err := w.ResolveOpen(t.Context(), "acme", admin, []string{id(2)}, Acknowledged, ""); err != nil || len(done) != 0 || len(left) != 1 || len(w.audited()) != 0 {
+			t.Errorf("of none: %+v, %+v, %v", done, left, err)
+		}
+		if _, err := w.Resolve(t.Context(), "acme", colleague, []string{id(1)}, FalsePositive, ""); err != nil {
+			t.Fatal(err)
+		}
+		if done, left, err := w.Undo(t.Context(), "acme", admin, []string{id(1), id(2), id(3)}, received); err != nil || len(done) != 1 || done[0].Event.ID != id(3) || len(left) != 2 {
+			t.Errorf("taken back: %+v, %+v, %v", done, left, err)
+		}
+		if done, _, err := w.Undo(t.Context(), "acme", colleague, []string{id(1)}, received.Add(time.Millisecond)); err != nil || len(done) != 0 {
+			t.Errorf("taken back of another time: %+v, %v", done, err)
+		}
+		for n, want := range map[int]Resolution{1: FalsePositive, 2: Escalated, 3: ""} {
+			if a, err := w.Alert(t.Context(), "acme", id(n)); err != nil || a.Resolution != want {
+				t.Errorf("%d stands as %q, want %q (%v)", n, a.Resolution, want, err)
+			}
 		}
 		for name, err := range map[string]error{
 			"no ids": second(w.Reopen(t.Context(), "acme", admin, nil)), "too many": second(w.Reopen(t.Context(), "acme", admin, make([]string, 1))),

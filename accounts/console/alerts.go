@@ -131,23 +131,24 @@ func (s alertState) filter() signals.AlertFilter {
 
 type alertsPage struct {
 	frame
-	BaseURL                 string
-	Unacknowledged          string
-	OpenOnly                chip
-	Severities, Categories  []chip
-	Menus                   []menu
-	Only                    []chip // filters that have no chip of their own: an account, a type, a time
-	ClearURL                string
-	Chart                   *chart
-	Columns                 []column
-	Rows                    []alertRow
-	Back                    string
-	NewURL                  string // tells of what arrives; "" while it could not stand on this page
-	Announce                bool   // what arrives would stand anywhere in this order: it is announced, and put in its place when asked for
-	NextURL, FirstURL       string
-	Calm                    bool // nothing is open, with no filter of the reader's
-	Alert                   *alertDrawer
-	MayResolve, AnyOpenRows bool
+	BaseURL                  string
+	Unacknowledged           string
+	OpenOnly                 chip
+	Severities, Categories   []chip
+	Menus                    []menu
+	Only                     []chip // filters that have no chip of their own: an account, a type, a time
+	ClearURL                 string
+	Chart                    *chart
+	Columns                  []column
+	Rows                     []alertRow
+	Back                     string
+	NewURL                   string // tells of what arrives; "" while it could not stand on this page
+	Announce                 bool   // what arrives would stand anywhere in this order: it is announced, and put in its place when asked for
+	NextURL, FirstURL        string
+	Calm                     bool // nothing is open, with no filter of the reader's
+	Alert                    *alertDrawer
+	MayResolve               bool
+	AnyOpenRows, AnyDoneRows bool
 }
 
 // A chip is a filter that is on or off.
@@ -217,7 +218,7 @@ func (c *Console) alerts(w http.ResponseWriter, r *http.Request, v *visit) error
 	}
 	for i := range found.Items {
 		row := c.alertRow(v, &found.Items[i], s.url())
-		p.AnyOpenRows = p.AnyOpenRows || row.Open
+		p.AnyOpenRows, p.AnyDoneRows = p.AnyOpenRows || row.Open, p.AnyDoneRows || !row.Open
 		p.Rows = append(p.Rows, row)
 	}
 	if s.Cursor == "" && s.Until.IsZero() {

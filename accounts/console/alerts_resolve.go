@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"flowstate.inc/sluice/signals"
 )
@@ -24,16 +25,16 @@ func (c *Console) resolve(w http.ResponseWriter, r *http.Request, v *visit) erro
 	}
 	ids, how := r.PostForm["ids"], signals.Resolution(r.PostFormValue("resolution"))
 	if len(ids) == 0 {
-		c.setToast(w, r, "none", "0")
+		c.setToast(w, r, "none", "0", "0")
 		http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
 		return nil
 	}
-	found, err := c.signals.Resolve(r.Context(), v.admin.Org, c.signalsBy(r, v), ids, how, strings.TrimSpace(strings.ReplaceAll(r.PostFormValue("note"), "\r\n", "\n")))
+	found, left, err := c.signals.ResolveOpen(r.Context(), v.admin.Org, c.signalsBy(r, v), ids, how, strings.TrimSpace(strings.ReplaceAll(r.PostFormValue("note"), "\r\n", "\n")))
 	if err != nil {
 		return settleError(err)
 	}
 	c.live.forget(v.admin.Org)
-	c.setToast(w, r, append([]string{string(how), strconv.Itoa(len(found))}, undoable(found)...)...)
+	c.setToast(w, r, append([]string{string(how), strconv.Itoa(len(found)), strconv.Itoa(len(left))}, undoable(found)...)...)
 	http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
 	return nil
 }
@@ -42,12 +43,24 @@ func (c *Console) reopen(w http.ResponseWriter, r *http.Request, v *visit) error
 	if err := parseForm(r); err != nil {
 		return err
 	}
-	found, err := c.signals.Reopen(r.Context(), v.admin.Org, c.signalsBy(r, v), r.PostForm["ids"])
+	ids := r.PostForm["ids"]
+	if len(ids) == 0 {
+		c.setToast(w, r, "none", "0", "0")
+		http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
+		return nil
+	}
+	var found, left []signals.Alert
+	var err error
+	if at, bad := strconv.ParseInt(r.PostFormValue("resolved_at"), 10, 64); bad == nil {
+		found, left, err = c.signals.Undo(r.Context(), v.admin.Org, c.signalsBy(r, v), ids, time.UnixMilli(at))
+	} else {
+		found, err = c.signals.Reopen(r.Context(), v.admin.Org, c.signalsBy(r, v), ids)
+	}
 	if err != nil {
 		return settleError(err)
 	}
 	c.live.forget(v.admin.Org)
-	c.setToast(w, r, "reopened", strconv.Itoa(len(found)))
+	c.setToast(w, r, "reopened", strconv.Itoa(len(found)), strconv.Itoa(len(left)))
 	http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
 	return nil
 }
@@ -67,15 +80,27 @@ func settleError(err error) error {
 	return err
 }
 
+// leftWords says of how many somebody has said something before.
+func leftWords(n int, more string) string {
+	if n == 1 {
+		return "1" + more + " was not as this page showed it any more, and stays as it is"
+	}
+	return strconv.Itoa(n) + more + " were not as this page showed them any more, and stay as they are"
+}
+
+// undoable are when alerts were resolved, and which.
 func undoable(found []signals.Alert) []string {
 	if len(found) > maxUndo {
 		return nil
 	}
-	ids := make([]string, len(found))
+	parts := make([]string, 0, len(found)+1)
 	for i := range found {
-		ids[i] = found[i].Event.ID
+		if i == 0 {
+			parts = append(parts, strconv.FormatInt(found[i].ResolvedAt.UnixMilli(), 10)) // one for all
+		}
+		parts = append(parts, found[i].Event.ID)
 	}
-	return ids
+	return parts
 }
 
 // alertsBack is where a form on Alerts came from.
@@ -90,8 +115,12 @@ func alertsBack(r *http.Request) string {
 
 // alertToast says what was done to how many signals; resolving can be taken back, since what is offered to resolve is open. here is the page that shows the toast, and is shown again after the undo.
 func alertToast(parts []string, here string) *toast {
+	if len(parts) < 3 {
+		return nil
+	}
 	n, err := strconv.Atoi(parts[1])
-	if err != nil {
+	left, err2 := strconv.Atoi(parts[2])
+	if err != nil || err2 != nil {
 		return nil
 	}
 	signalsWords := strconv.Itoa(n) + " signals"
@@ -101,7 +130,7 @@ func alertToast(parts []string, here string) *toast {
 	t := &toast{}
 	switch parts[0] {
 	case "activated":
-		t.Text = "Activated. The edges take the new version within a second."
+		t.Text = "Activated. Every edge that reaches the database or Redis takes the new version within a second."
 	case "none":
 		t.Text = "No signal was selected."
 	case "reopened":
@@ -115,9 +144,15 @@ func alertToast(parts []string, here string) *toast {
 	default:
 		return nil
 	}
-	if len(parts) > 2 {
-		t.Undo = &undo{Action: alertsPath + "/reopen", Fields: []hidden{{"back", here}}}
-		for _, id := range parts[2:] {
+	switch {
+	case left > 0 && n == 0:
+		t.Text = "Nothing was changed: " + leftWords(left, "") + "."
+	case left > 0:
+		t.Text = strings.TrimSuffix(t.Text, ".") + "; " + leftWords(left, " more") + "."
+	}
+	if len(parts) > 4 {
+		t.Undo = &undo{Action: alertsPath + "/reopen", Fields: []hidden{{"back", here}, {"resolved_at", parts[3]}}}
+		for _, id := range parts[4:] {
 			t.Undo.Fields = append(t.Undo.Fields, hidden{"ids", id})
 		}
 	}

@@ -303,6 +303,26 @@ func TestAlertsStory(t *testing.T) {
 	tb.click(`[data-toast] button`)
 	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Reopened 2 signals.")`)
 	stand("", "")
+	// What a colleague has said of one meanwhile stays.
+	for _, id := range picked {
+		tb.click(`tr[data-alert="` + id + `"] .pick-box`)
+	}
+	if _, err := s.signals.Resolve(t.Context(), "acme", signals.By{Actor: "colleague@acme.example"}, picked[:1], signals.Escalated, "mine"); err != nil {
+		t.Fatal(err)
+	}
+	tb.click(`.bulk button[value="acknowledged"]`)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Acknowledged the signal; 1 more was not as this page showed it any more, and stays as it is.")`)
+	if got, err := s.signals.Alert(t.Context(), "acme", picked[0]); err != nil || got.Resolution != signals.Escalated || got.Note != "mine" {
+		t.Errorf("the colleague's: %+v, %v", got, err)
+	}
+	// Those that are resolved can be reopened together.
+	for _, id := range picked {
+		tb.click(`tr[data-alert="` + id + `"] .pick-box`)
+	}
+	tb.shot("alerts-bulk-reopen")
+	tb.click(`.bulk button[formaction]`)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Reopened 2 signals.")`)
+	stand("", "")
 
 	// The trail has them all.
 	tb.open(listPath + "/" + a.ID)

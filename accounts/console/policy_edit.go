@@ -190,7 +190,7 @@ func (c *Console) activate(w http.ResponseWriter, r *http.Request, v *visit) err
 	if err != nil {
 		return err
 	}
-	c.setToast(w, r, "activated", "1")
+	c.setToast(w, r, "activated", "1", "0")
 	http.Redirect(w, r, policyPath, http.StatusSeeOther)
 	return nil
 }
