@@ -143,6 +143,14 @@ func TestRevokeAll(t *testing.T) {
 		if rows.count(t, "items") != 1 || rows.get(t, "items.0.after.deleted_accounts") != float64(n) {
 			t.Errorf("%s", rows.body)
 		}
+		deleted := s.want(t, 200, "govern", "GET", "/api/v1/audit-events?action=service_account.deleted&limit=100", "")
+		for i := range deleted.count(t, "items") {
+			row := fmt.Sprintf("items.%d.", i)
+			a, err := w.Account(t.Context(), "acme", deleted.get(t, row+"target.id").(string))
+			if err != nil || fmt.Sprint(deleted.get(t, row+"after.revoked_keys")) != "["+a.KeyPrefix+"]" {
+				t.Fatalf("%s: its row says that %v were revoked (%v)", a.KeyPrefix, deleted.get(t, row+"after.revoked_keys"), err)
+			}
+		}
 		// Again changes nothing more.
 		again := s.want(t, http.StatusOK, "manage", "POST", "/api/v1/keys/revoke-all", `{"org":"acme"}`)
 		if again.get(t, "revoked_keys") != 0.0 {

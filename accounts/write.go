@@ -256,16 +256,18 @@ func (t *tx) deleteAccount(ctx context.Context, by By, a Account, label string, 
 	if err != nil {
 		return err
 	}
+	revoked := []string{} // of this account; rev may hold those of others
 	for _, k := range keys {
 		if err := t.revokeKey(ctx, k, a.Version, by); err != nil {
 			return err
 		}
-		rev.Prefixes = append(rev.Prefixes, k.Prefix)
+		revoked = append(revoked, k.Prefix)
 	}
+	rev.Prefixes = append(rev.Prefixes, revoked...)
 	before := accountFields(a)
 	return t.audit(ctx, a.Org, by, Event{
 		Action: "service_account.deleted", Target: Subject{string(auth.KindServiceAccount), a.ID, label},
-		Before: before, After: fields{"deleted_at": *jsonTime(t.now), "revoked_keys": rev.Prefixes},
+		Before: before, After: fields{"deleted_at": *jsonTime(t.now), "revoked_keys": revoked},
 	})
 }
 
