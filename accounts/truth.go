@@ -188,6 +188,7 @@ type Confirmation struct {
 	Edges     int // all that have not signed off, but for those that have been cut off for longer than they serve anything
 	Confirmed int
 	Pending   []PendingEdge
+	Gone      []PendingEdge // counted no more: they may have accepted the key after the revocation, and never confirmed it, but can accept it no longer
 }
 
 // ConfirmRevocation waits until every edge heard of in the last 10 s has applied what was committed before at (Revoked.At), or for wait at most, and
@@ -238,14 +239,13 @@ type edge struct {
 	applied, seen, maxStale int64
 }
 
-// edges are all that may still serve something, and the time by the database's clock.
+// edges are all that have not signed off, those that can serve nothing any more among them until Prune takes them; and the time by the database's clock.
 func (s *Store) edges(ctx context.Context) ([]edge, time.Time, error) {
 	now, err := s.clock(ctx, s.r)
 	if err != nil {
 		return nil, now, err
 	}
-	rows, err := s.r.QueryContext(ctx, `SELECT id, applied_at_us, seen_at_us, max_stale_us FROM edges WHERE seen_at_us + max_stale_us >= $1 ORDER BY id`,
-		now.Add(-liveEdge).UnixMicro())
+	rows, err := s.r.QueryContext(ctx, `SELECT id, applied_at_us, seen_at_us, max_stale_us FROM edges ORDER BY id`)
 	if err != nil {
 		return nil, now, wrap("read the edges", err)
 	}
@@ -259,37 +259,45 @@ func (s *Store) edges(ctx context.Context) ([]edge, time.Time, error) {
 
 // confirmation also says how many of the pending edges are worth waiting for.
 func confirmation(edges []edge, now, at time.Time) (Confirmation, int) {
-	c, awaited := Confirmation{Edges: len(edges)}, 0
+	c, awaited := Confirmation{}, 0
 	begun := at
 	if at.IsZero() {
 		begun = now
 	}
 	for _, e := range edges {
+		expired := e.seen+e.maxStale < now.Add(-liveEdge).UnixMicro()
 		if !at.IsZero() && e.applied >= at.UnixMicro() {
-			c.Confirmed++
+			if !expired {
+				c.Edges++
+				c.Confirmed++
+			}
 			continue
 		}
 		seen := time.UnixMicro(e.seen).UTC()
 		alive := now.Sub(seen) <= liveEdge
-		if alive {
-			awaited++
-		}
 		// What it knew to be good when it was in touch last, which may be a little after its last report, it serves for maxStale.
 		touch := begun
 		if last := seen.Add(liveEdge); last.Before(touch) {
 			touch = last
 		}
 		cutOff := touch.Add(time.Duration(e.maxStale) * time.Microsecond).UTC()
-		if !alive && cutOff.Before(now) { // it signed on after the revocation, and may accept nothing of before any more
-			c.Edges--
-			continue
-		}
 		// A record that it checked right before the revocation is good there for that long, even if it reads no change.
 		until := begun.Add(liveEdge).UTC()
 		if cutOff.Before(until) {
 			until = cutOff
 		}
-		c.Pending = append(c.Pending, PendingEdge{ID: e.id, Seen: seen, Until: until, UntilCutOff: cutOff})
+		p := PendingEdge{ID: e.id, Seen: seen, Until: until, UntilCutOff: cutOff}
+		if expired || !alive && cutOff.Before(now) {
+			if cutOff.After(begun) {
+				c.Gone = append(c.Gone, p)
+			}
+			continue
+		}
+		c.Edges++
+		c.Pending = append(c.Pending, p)
+		if alive {
+			awaited++
+		}
 	}
 	return c, awaited
 }

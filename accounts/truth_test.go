@@ -319,7 +319,8 @@ func TestEdgesThatAreCutOff(t *testing.T) {
 		// Of a revocation of long ago, one that has read nothing and is away knows nothing that it may still serve.
 		report("died", time.Time{}, 10*time.Minute, 15*time.Second)
 		all, err := w.Confirmations(ctx, []time.Time{rev.At, rev.At.Add(-30 * time.Minute)})
-		if err != nil || len(all) != 2 || all[0].Edges != 5 || all[0].Confirmed != 1 || all[1].Edges != 4 || all[1].Confirmed != 3 || len(all[1].Pending) != 1 || all[1].Pending[0].ID != "starting" {
+		if err != nil || len(all) != 2 || all[0].Edges != 5 || all[0].Confirmed != 1 || all[1].Edges != 4 || all[1].Confirmed != 3 || len(all[1].Pending) != 1 || all[1].Pending[0].ID != "starting" ||
+			len(all[0].Gone) != 0 || len(all[1].Gone) != 1 || all[1].Gone[0].ID != "died" {
 			t.Errorf("of two revocations: %+v, %v", all, err)
 		}
 		if live, _, err := w.UsageFreshness(ctx); err != nil || live != 2 {

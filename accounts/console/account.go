@@ -29,6 +29,7 @@ type accountPage struct {
 	FirstSeen, LastSeen                               whenView
 	CreatedAt, UpdatedAt, DeletedAt                   whenView
 	Waiting                                           waitingView
+	AtEdges                                           *deletion // nil: nothing of its deletion is to be said
 	Sections                                          []template.HTML
 	Trail                                             *trail
 	Keys                                              []keyView
@@ -70,7 +71,7 @@ func (c *Console) accountPage(w http.ResponseWriter, r *http.Request, v *visit, 
 		ID: a.ID, Name: a.Name, Environment: a.Environment, Description: a.Description, IntendedScope: a.IntendedScope,
 		Team: a.Team, CostCentre: a.CostCentre, Limits: limits(a.Limits), AbuseDetection: a.AbuseDetection, Deleted: !a.Live(),
 		FirstSeen: c.render.when(a.FirstSeenAt), LastSeen: c.render.when(a.LastSeenAt), CreatedAt: c.render.when(a.CreatedAt),
-		UpdatedAt: c.render.when(a.UpdatedAt), DeletedAt: c.render.when(a.DeletedAt), Waiting: c.waiting(a),
+		UpdatedAt: c.render.when(a.UpdatedAt), DeletedAt: c.render.when(a.DeletedAt), Waiting: c.waiting(a), AtEdges: c.atEdges(r, v, a),
 		MayAudit: v.admin.Can(auth.AIGovernanceView), AuditURL: auditPath + "?target=" + url.QueryEscape(a.ID),
 	}
 	p.Shortcuts = append([]shortcut{{"e", "Edit the account"}}, p.Shortcuts[1:]...)

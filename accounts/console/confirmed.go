@@ -20,18 +20,20 @@ import (
 type pending struct {
 	Deletions []deletion
 	Waiting   bool   // at least one of them is not confirmed
+	Folded    string // so many that they are shown only when asked for: what they are
 	URL       string // of the same, as it is then
 	Dismiss   string
 	Back      string // the page that shows it
 }
 
 type deletion struct {
-	ID      string // of the account
-	Text    string
-	Waiting bool
-	Summary string   // which edges, and until when at the latest
-	Edges   []string // each, and until when it may accept the key; none where they could not be asked
-	Open    bool     // the list of them is shown at once
+	ID, Label, URL string // of the account
+	How            string // how many edges refuse it, and what became of those that never said so
+	Waiting        bool
+	Summary        string   // which edges, and until when at the latest
+	Edges          []string // each, and until when it may accept the key; none where they could not be asked
+	Open           bool     // the list of them is shown at once
+	until          time.Time
 }
 
 // A kept deletion has a cookie of its own, written once: two tabs, or an answer that comes late, take nothing of each other away. It holds no names, so
@@ -43,6 +45,7 @@ type kept struct {
 
 const (
 	maxKept = 40             // so many are asked about, the newest first
+	maxOpen = 3              // so many are shown without being asked for
 	keepFor = 24 * time.Hour // longer than any --auth-max-stale that makes sense: an edge that is cut off for that long is counted no more
 )
 
@@ -107,17 +110,10 @@ func (c *Console) pendingOn(w http.ResponseWriter, r *http.Request, v *visit) *p
 		default:
 			continue // the page itself says what is wrong
 		}
-		d := deletion{ID: a.ID, Text: "Deleted " + label(a) + " and revoked its key", Waiting: true}
-		switch {
-		case confirmations == nil:
-			d.Text += "; how many edges refuse it already is unknown."
-		case len(confirmations[i].Pending) > 0:
-			now := confirmations[i]
-			d.Text += fmt.Sprintf("; refused by %d of %d edges so far.", now.Confirmed, now.Edges)
-			d.Edges, d.Summary, d.Open = mayAccept(now.Pending), latest(now.Pending), len(all) == 1
-		default:
-			d.Waiting = false
-			d.Text += refusedBy(confirmations[i].Edges) + "."
+		d := deletion{ID: a.ID, Label: label(a), URL: accountURL(a.ID), Waiting: true, Open: len(all) == 1}
+		if confirmations == nil {
+			d.How = "; how many edges refuse it already is unknown"
+		} else if d.tell(&confirmations[i], c.now()); !d.Waiting {
 			c.forgetDeletion(w, r, a.ID)
 		}
 		p.Deletions, p.Waiting = append(p.Deletions, d), p.Waiting || d.Waiting
@@ -125,40 +121,74 @@ func (c *Console) pendingOn(w http.ResponseWriter, r *http.Request, v *visit) *p
 	if len(p.Deletions) == 0 {
 		return nil
 	}
+	if n := len(p.Deletions); n > maxOpen {
+		last := slices.MaxFunc(p.Deletions, func(a, b deletion) int { return a.until.Compare(b.until) }).until
+		p.Folded = fmt.Sprintf("Deleted %d accounts and revoked their keys", n)
+		if p.Waiting && !last.IsZero() {
+			p.Folded += ", which edges may still accept until " + clock(last) + " at the latest"
+		}
+	}
 	return p
 }
 
-// refusedBy says that all edges have confirmed; nothing where there are none.
-func refusedBy(edges int) string {
-	if edges == 0 {
-		return ""
-	}
-	return fmt.Sprintf("; refused by %d of %d edges", edges, edges)
-}
-
-// latest names the edges by one of them, with the time after which none may accept it.
-func latest(edges []accounts.PendingEdge) string {
-	last := slices.MaxFunc(edges, func(a, b accounts.PendingEdge) int {
-		return cmp.Or(a.UntilCutOff.Compare(b.UntilCutOff), strings.Compare(b.ID, a.ID))
-	})
-	text := last.ID
-	if more := len(edges) - 1; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return text + ", until " + last.UntilCutOff.Format("15:04:05 MST") + " at the latest"
-}
-
-// mayAccept says of each edge until when.
-func mayAccept(edges []accounts.PendingEdge) []string {
-	var each []string
-	for _, e := range edges {
-		text := fmt.Sprintf("%s, last heard of at %s, until %s", e.ID, e.Seen.Format("15:04:05"), e.Until.Format("15:04:05 MST"))
-		if e.UntilCutOff.After(e.Until) {
-			text += fmt.Sprintf(", or until %s if it reaches neither the database nor Redis", e.UntilCutOff.Format("15:04:05 MST"))
+// tell says how far the edges are.
+func (d *deletion) tell(c *accounts.Confirmation, now time.Time) {
+	d.Waiting = len(c.Pending) > 0
+	switch {
+	case d.Waiting:
+		d.How = fmt.Sprintf("; refused by %d of %d edges so far", c.Confirmed, c.Edges+len(c.Gone))
+		last := slices.MaxFunc(c.Pending, func(a, b accounts.PendingEdge) int {
+			return cmp.Or(a.UntilCutOff.Compare(b.UntilCutOff), strings.Compare(b.ID, a.ID))
+		})
+		d.until, d.Summary = last.UntilCutOff, last.ID
+		if more := len(c.Pending) - 1; more > 0 {
+			d.Summary += fmt.Sprintf(" and %d more", more)
 		}
-		each = append(each, text)
+		d.Summary += ", until " + clock(last.UntilCutOff) + " at the latest"
+		for _, e := range c.Pending {
+			d.Edges = append(d.Edges, mayAccept(e, now))
+		}
+	case c.Edges+len(c.Gone) > 0:
+		d.How = fmt.Sprintf("; refused by %d of %d edges", c.Confirmed, c.Edges+len(c.Gone))
 	}
-	return each
+	for _, e := range c.Gone {
+		d.How += fmt.Sprintf("; %s, last heard of at %s, never said so and can accept it no longer, since %s", e.ID, e.Seen.Format(time.TimeOnly), clock(e.UntilCutOff))
+	}
+}
+
+func clock(t time.Time) string { return t.Format("15:04:05 MST") }
+
+// mayAccept says of an edge until when.
+func mayAccept(e accounts.PendingEdge, now time.Time) string {
+	text := e.ID + ", last heard of at " + e.Seen.Format(time.TimeOnly)
+	if now.After(e.Until) {
+		return text + ": if it was killed it accepts nothing; frozen or cut off it may accept the key until " + clock(e.UntilCutOff)
+	}
+	text += ", until " + clock(e.Until)
+	if e.UntilCutOff.After(e.Until) {
+		text += ", or until " + clock(e.UntilCutOff) + " if it reaches neither the database nor Redis"
+	}
+	return text
+}
+
+// atEdges is what the page of a deleted account shows everybody of it; nil where every edge refuses its key, or nobody can say.
+func (c *Console) atEdges(r *http.Request, v *visit, a accounts.Account) *deletion {
+	// The store keeps when the deletion began, not when it was committed; an edge that has read what came commitWithin later has read it.
+	const commitWithin = 2 * time.Second
+	since := c.now().Sub(a.DeletedAt)
+	if a.Live() || since < 2*commitWithin || since > keepFor {
+		return nil
+	}
+	all, err := c.store.Confirmations(r.Context(), []time.Time{a.DeletedAt.Add(commitWithin)})
+	if err != nil {
+		c.log.WarnContext(r.Context(), "edges cannot be asked what they refuse", "request_id", v.request, "error", err.Error())
+		return nil
+	}
+	d := &deletion{ID: a.ID, Open: true}
+	if d.tell(&all[0], c.now()); !d.Waiting && len(all[0].Gone) == 0 {
+		return nil
+	}
+	return d
 }
 
 // pending answers the script that asks again for what a page shows of deletions. There is no body where nothing is left.
@@ -181,7 +211,7 @@ func (c *Console) dismiss(w http.ResponseWriter, r *http.Request, _ *visit) erro
 		return err
 	}
 	for _, d := range c.deletions(r) {
-		if d.account == r.PostFormValue("id") {
+		if slices.Contains(r.PostForm["id"], d.account) {
 			c.forgetDeletion(w, r, d.account)
 		}
 	}

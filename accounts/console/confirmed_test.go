@@ -52,7 +52,7 @@ func TestDeleteSaysWhichEdgesRefuse(t *testing.T) {
 		report("edge-"+strconv.Itoa(2+i), now.Add(-time.Second))
 	}
 	text := after("two")
-	for _, want := range []string{"refused by 1 of 6 edges so far.", "May still accept its key: edge-2 and 4 more, until ", "edge-2, last heard of at ", "edge-6, last heard of at ", "Ask again", "Dismiss"} {
+	for _, want := range []string{"Deleted two / production and revoked its key; refused by 1 of 6 edges so far.", "May still accept its key: edge-2 and 4 more, until ", "edge-2, last heard of at ", "edge-6, last heard of at ", "Ask again", "Dismiss"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("with five behind, %q is not in %s", want, text)
 		}
@@ -123,6 +123,63 @@ func TestDeleteSaysWhichEdgesRefuse(t *testing.T) {
 	s.text(t, session, kept, listPath)
 	if text := s.text(t, session, kept, listPath); len(kept) != 0 || strings.Contains(text, "refused by") {
 		t.Errorf("on the page after that: %d cookies, %s", len(kept), text)
+	}
+}
+
+// TestDeletedAccountAtTheEdges: what everybody sees of a deletion on the account's own page, and of many at once.
+func TestDeletedAccountAtTheEdges(t *testing.T) {
+	s := newSite(t)
+	mine, hers := s.session(t, "acme", auth.SettingsIntegrationsUpdate), s.session(t, "acme", auth.SettingsIntegrationsUpdate)
+	kept, none := map[string]*http.Cookie{}, map[string]*http.Cookie{}
+	ago := func(d time.Duration, query, id string) {
+		t.Helper()
+		per := d.Milliseconds()
+		if strings.Contains(query, "_us") {
+			per = d.Microseconds()
+		}
+		if _, err := s.writer.ExecContext(t.Context(), query, per, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for edge, applied := range map[string]time.Time{"edge-1": time.Now().Add(time.Hour), "edge-2": time.Now().Add(-time.Hour), "edge-3": time.Now().Add(-time.Hour)} {
+		if err := s.ReportEdge(t.Context(), edge, applied, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var ids []string
+	for i := range 5 {
+		id := s.account(t, "job "+strconv.Itoa(i), auth.Production).Account.ID
+		ids = append(ids, id)
+		if _, _, err := s.DeleteAccount(t.Context(), by, "acme", id); err != nil {
+			t.Fatal(err)
+		}
+		name := "sluice-pending-" + id
+		kept[name] = &http.Cookie{Name: name, Value: strconv.FormatInt(time.Now().UnixMicro(), 10)}
+	}
+	page := listPath + "/" + ids[0]
+	ago(20*time.Second, `UPDATE service_accounts SET deleted_at = deleted_at - ? WHERE id = ?`, ids[0])
+	if text := s.text(t, hers, none, page); !strings.Contains(text, "its key revoked; refused by 1 of 3 edges so far. What it sent before is kept.") || !strings.Contains(text, "edge-2 and 1 more, until ") || strings.Contains(text, "nothing new is accepted") {
+		t.Errorf("a colleague sees: %s", text)
+	}
+	many := s.text(t, mine, kept, listPath)
+	for _, want := range []string{"Deleted 5 accounts and revoked their keys, which edges may still accept until ", "Dismiss all", "Deleted job 3 / production and revoked its key; refused by 1 of 3 edges so far."} {
+		if !strings.Contains(many, want) {
+			t.Errorf("with five deletions, %q is not in %s", want, many)
+		}
+	}
+	// One edge never comes back: after its time it is counted no more, and named.
+	ago(2*time.Minute, `UPDATE edges SET seen_at_us = seen_at_us - ? WHERE id = ?`, "edge-3")
+	ago(90*time.Second, `UPDATE service_accounts SET deleted_at = deleted_at - ? WHERE id = ?`, ids[0])
+	ago(time.Hour, `UPDATE edges SET applied_at_us = applied_at_us + 2 * ? WHERE id = ?`, "edge-2")
+	if text := s.text(t, hers, none, page); !strings.Contains(text, "; refused by 2 of 3 edges; edge-3, last heard of at ") || !strings.Contains(text, "never said so and can accept it no longer, since ") {
+		t.Errorf("when one was given up: %s", text)
+	}
+	if res := s.request(t, mine, kept, http.MethodPost, "/revocation/dismiss", url.Values{"id": ids}); res.StatusCode != http.StatusSeeOther || len(kept) != 0 {
+		t.Errorf("%d, and %d cookies are left", res.StatusCode, len(kept))
+	}
+	ago(48*time.Hour, `UPDATE service_accounts SET deleted_at = deleted_at - ? WHERE id = ?`, ids[0])
+	if text := s.text(t, hers, none, page); !strings.Contains(text, "nothing new is accepted") {
+		t.Errorf("two days later: %s", text)
 	}
 }
 
@@ -198,6 +255,7 @@ func TestPendingDeletionsInABrowser(t *testing.T) {
 		tb.click("dialog button.destroy")
 		tb.wait(`document.querySelectorAll("[data-pending].warning .deletion").length === ` + strconv.Itoa(i+1))
 	}
+	tb.wait(`document.querySelector("[data-auto]").hidden === false`)
 	for _, scheme := range []string{"light", "dark"} {
 		tb.scheme(scheme)
 		tb.axe("pending " + scheme)

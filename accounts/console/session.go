@@ -242,7 +242,7 @@ func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *t
 		ms, err := strconv.Atoi(parts[3])
 		text := "Deleted " + label(a) + " and revoked its key"
 		if edges > 0 && err == nil {
-			text += refusedBy(edges) + fmt.Sprintf(" after %.1f s", float64(ms)/1000)
+			text += fmt.Sprintf("; refused by %d of %d edges after %.1f s", edges, edges, float64(ms)/1000)
 		}
 		return &toast{Text: text + "."}
 	}

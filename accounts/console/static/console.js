@@ -342,6 +342,7 @@
   }
 
   // ── Deletions that not all edges have confirmed: asked for again meanwhile, and dismissed without leaving the page ──
+  const bySelf = (box) => all("[data-auto]", box).forEach((el) => { el.hidden = false; });
   const ask = async () => {
     const box = $("[data-pending]");
     if (!box) return;
@@ -349,15 +350,18 @@
     if (!answer.ok || answer.redirected) return; // signed out, or away: what is shown stays
     const fresh = $("[data-pending]", new DOMParser().parseFromString(await answer.text(), "text/html"));
     if (!fresh) return box.remove();
+    bySelf(fresh);
     all("details[open]", box).forEach((d) => { const now = $(`details[data-id="${d.dataset.id}"]`, fresh); if (now) now.open = true; });
     if (fresh.className === box.className && fresh.innerHTML === box.innerHTML) return;
     const held = box.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
     box.className = fresh.className;
+    box.ariaLabel = fresh.ariaLabel;
     box.replaceChildren(...fresh.childNodes);
     const again = held && all("[aria-label]", box).find((el) => el.getAttribute("aria-label") === held);
     if (again) again.focus();
   };
   if ($("[data-pending]")) {
+    bySelf(document);
     setInterval(() => { if (document.visibilityState === "visible" && $("[data-pending].warning")) ask().catch(() => {}); }, 3000);
     on("click", (e) => { if (e.target.closest("[data-ask]")) { e.preventDefault(); ask().catch(() => location.reload()); } });
     on("submit", async (e) => {
