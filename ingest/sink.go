@@ -368,6 +368,9 @@ func (s *Sink) full(err error) {
 	}
 }
 
+// Full says whether the spool has refused something and not had room since. It is false without a spool.
+func (s *Sink) Full() bool { return s.fullAt.Load() != 0 }
+
 // hasRoom says once that the spool has room again. It is called when a message found a place, and when the drain has made some.
 func (s *Sink) hasRoom() {
 	if last := s.fullAt.Load(); last != 0 && time.Now().UnixNano()-last > int64(spoolFullEnds) && s.fullAt.CompareAndSwap(last, 0) {

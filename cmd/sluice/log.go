@@ -6,7 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mattn/go-isatty"
@@ -31,6 +33,7 @@ func startLog(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, 
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	signal.Ignore(syscall.SIGPIPE) // a reader of the log that ends must not end us
 	direct := slog.New(handler(w))
 	out := newLogWriter(w, func(left int64) {
 		direct.Warn("lines of the log were left out: whoever reads it is too slow", "left_out", left)

@@ -17,10 +17,10 @@ const logFlush = time.Second
 
 // logDropped is one for the whole program, as its log is. While nobody reads the log it is the only sign of it.
 var logDropped = prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_log_lines_dropped_total",
-	Help: "Lines of the log that were left out, because whoever reads it was too slow."})
+	Help: "Lines of the log that were left out, because whoever reads it was too slow or is gone."})
 
 // A logWriter writes lines that others hand over. Requests, what goes to Kafka and the end must not wait for a pipe that nobody reads: while more than
-// logLines wait the rest is left out and counted, and when there is room again a line says how many.
+// logLines wait the rest is left out and counted, and when there is room again a line says how many. What cannot be written is counted too.
 type logWriter struct {
 	w     io.Writer
 	lines chan []byte
@@ -62,7 +62,9 @@ func (l *logWriter) run() {
 }
 
 func (l *logWriter) write(line []byte) {
-	_, _ = l.w.Write(line)
+	if _, err := l.w.Write(line); err != nil {
+		logDropped.Inc()
+	}
 	if len(l.lines) == 0 { // what was left out came after all that waited
 		if n := l.left.Swap(0); n > 0 {
 			l.said(n)

@@ -92,6 +92,10 @@ func TestLogNobodyReads(t *testing.T) {
 	if code := export(g.Key); code != http.StatusOK {
 		t.Errorf("a good request: %d", code)
 	}
+	reader.Close() // and now the reader ends: what is written is an error, and nobody's end
+	if code := export(g.Key); code != http.StatusOK {
+		t.Errorf("a good request after the log's reader has ended: %d", code)
+	}
 	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

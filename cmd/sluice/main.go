@@ -25,22 +25,31 @@ func run() int {
 	defer stop()
 	root := newRootCommand()
 	err := root.ExecuteContext(ctx)
+	var logged *loggedError
+	if err != nil && !errors.As(err, &logged) {
+		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
+	}
+	return exitStatus(err)
+}
+
+func exitStatus(err error) int {
 	var usage *usageError
 	var left *leftError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
-		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
 		return 2
 	case errors.As(err, &left):
-		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
 		return 3
-	default:
-		fmt.Fprintf(root.ErrOrStderr(), "sluice: %v\n", err)
-		return 1
 	}
+	return 1
 }
+
+// A loggedError was written to the log, in the log's form and by those who do not wait for its reader, so nobody else need say it.
+type loggedError struct{ error }
+
+func (e *loggedError) Unwrap() error { return e.error }
 
 // A usageError is a wrong command line or configuration: nothing was tried.
 type usageError struct{ err error }

@@ -321,9 +321,11 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	errs = append(errs, background.Wait())
 	if p.chain != nil {
 		// A revocation must not wait for an edge that has left. Should this fail, it is pending in every answer until --auth-max-stale is over.
-		if err := p.store.ForgetEdge(stop, edgeID()); err != nil {
+		forget, cancel := context.WithTimeout(context.WithoutCancel(stop), signOffWithin) // also when hurried
+		if err := p.store.ForgetEdge(forget, edgeID()); err != nil {
 			p.log.Warn("cannot sign off from the table of edges", "error", err)
 		}
+		cancel()
 	}
 	if p.producer != nil {
 		errs = append(errs, p.durable.finish(stop, p.producer, p.cfg.spool.dir, p.log))
@@ -334,6 +336,9 @@ func (p *process) run(ctx context.Context, ready func(context.Context) error) er
 	p.log.Info("stopped", "took", time.Since(began).Round(time.Millisecond))
 	return errors.Join(append(errs, p.durable.left)...) // what is left decides the exit status, whatever else went wrong
 }
+
+// signOffWithin is what an edge has to sign off, when it is hurried too: else each answer of a deletion waits for it in vain for --auth-max-stale.
+const signOffWithin = 2 * time.Second
 
 func wrapErr(what string, err error) error {
 	if err == nil {

@@ -46,10 +46,19 @@ func newServeCommand() *cobra.Command {
 				return err
 			}
 			defer closeAll()
-			return p.run(cmd.Context(), func(context.Context) error {
+			err = p.run(cmd.Context(), func(context.Context) error {
 				p.logListening()
 				return nil
 			})
+			if err == nil {
+				return nil
+			}
+			grave := slog.LevelError
+			if exitStatus(err) == 3 {
+				grave = slog.LevelWarn
+			}
+			log.Log(cmd.Context(), grave, "ended", "status", exitStatus(err), "error", err.Error())
+			return &loggedError{err}
 		},
 	}
 	cfg.serveFlags(cmd.Flags())

@@ -141,6 +141,8 @@ func (d *durability) health() error {
 		return fmt.Errorf("full: %d of %d bytes used", st.Bytes, st.Capacity)
 	case st.DiskFreeBytes < d.minFree:
 		return fmt.Errorf("its disk is full: %d bytes are free, it leaves %d (--spool-min-free-bytes); %d records wait", st.DiskFreeBytes, d.minFree, st.Records)
+	case d.sink.Full():
+		return fmt.Errorf("full, senders are answered 503: %d records wait for Kafka, in %d of %d bytes", st.Records, st.Bytes, st.Capacity)
 	case st.Records > 0:
 		return fmt.Errorf("%d records wait for Kafka, in %d of %d bytes", st.Records, st.Bytes, st.Capacity)
 	}
@@ -150,6 +152,9 @@ func (d *durability) health() error {
 // stopping gives a context that ends with a second signal, after the time that load balancers have to look elsewhere.
 func (p *process) stopping(ctx context.Context, delay time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := signal.NotifyContext(context.WithoutCancel(ctx), os.Interrupt, syscall.SIGTERM)
+	silent := context.AfterFunc(ctx, func() { p.log.Warn("a second signal: hurrying, what is not finished is given up") })
+	end := cancel
+	cancel = func() { silent(); end() }
 	if delay > 0 {
 		t := time.NewTimer(delay)
 		defer t.Stop()
