@@ -56,13 +56,22 @@ func Listen(ctx context.Context, url string, log *slog.Logger) (<-chan struct{},
 	go func() {
 		defer close(wake)
 		delay := 100 * time.Millisecond
+		cut := false // and said so
 		for ctx.Err() == nil {
 			started := time.Now()
-			err := listenOnce(ctx, cfg, wake)
+			err := listenOnce(ctx, cfg, wake, func() {
+				if cut {
+					log.InfoContext(ctx, "listening for key changes again")
+				}
+				cut = false
+			})
 			if ctx.Err() != nil {
 				return
 			}
-			log.WarnContext(ctx, "listening for key changes was cut; edges poll until it is back", "error", err)
+			if !cut {
+				log.WarnContext(ctx, "listening for key changes was cut; edges poll until it is back", "error", err)
+			}
+			cut = true
 			if time.Since(started) > listenKeepalive {
 				delay = 100 * time.Millisecond
 			}
@@ -76,8 +85,8 @@ func Listen(ctx context.Context, url string, log *slog.Logger) (<-chan struct{},
 	return wake, nil
 }
 
-// listenOnce returns when the connection is lost or ctx ends.
-func listenOnce(ctx context.Context, cfg *pgx.ConnConfig, wake chan<- struct{}) error {
+// listenOnce returns when the connection is lost or ctx ends. It calls listening when it does.
+func listenOnce(ctx context.Context, cfg *pgx.ConnConfig, wake chan<- struct{}, listening func()) error {
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("connect to listen: %w", err)
@@ -90,6 +99,7 @@ func listenOnce(ctx context.Context, cfg *pgx.ConnConfig, wake chan<- struct{}) 
 	if _, err := conn.Exec(ctx, `LISTEN `+notifyChannel); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	listening()
 	for {
 		select {
 		case wake <- struct{}{}:

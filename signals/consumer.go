@@ -175,6 +175,7 @@ func (c *Consumer) consume(ctx context.Context, end func()) {
 			}
 			continue
 		}
+		c.said.Well(ReadsWell, "alerts consumer reads again")
 		if !c.settle(ctx, batch) {
 			return
 		}
@@ -249,13 +250,12 @@ func (c *Consumer) store(ctx context.Context, batch []Received) error {
 		return nil
 	}
 	wait := retryMin
+	away := NewQuietLog(c.cfg.Logger) // this batch's
 	for {
 		n, err := c.cfg.Store.Put(ctx, batch)
 		if err == nil {
 			c.metrics.paused.Set(0)
-			if wait > retryMin {
-				c.cfg.Logger.Info("alerts are stored again", "signals", n)
-			}
+			away.Well(0, "alerts are stored again")
 			c.metrics.stored.Add(float64(n))
 			c.metrics.duplicate.Add(float64(len(batch) - n))
 			now := time.Now()
@@ -272,7 +272,7 @@ func (c *Consumer) store(ctx context.Context, batch []Received) error {
 		}
 		c.metrics.storeFails.Inc()
 		c.metrics.paused.Set(1)
-		c.cfg.Logger.Warn("alerts cannot be stored; the consumer waits", "error", err, "signals", len(batch), "wait", wait)
+		away.Say(slog.LevelWarn, "store", "alerts cannot be stored; the consumer waits", "error", err, "signals", len(batch))
 		if !pause(ctx, wait) {
 			return ctx.Err()
 		}

@@ -104,6 +104,7 @@ type QuietLog struct {
 	mu   sync.Mutex
 	last map[string]time.Time
 	held map[string]int
+	ill  time.Time // when something was to be said last, unless Well came after that
 }
 
 // NewQuietLog returns a QuietLog that writes to log.
@@ -113,6 +114,9 @@ func NewQuietLog(log *slog.Logger) *QuietLog {
 
 // Say logs unless a line of the same sort was logged within half a minute.
 func (q *QuietLog) Say(level slog.Level, sort, msg string, args ...any) {
+	q.mu.Lock()
+	q.ill = time.Now()
+	q.mu.Unlock()
 	ok, held := q.allow(sort, time.Now())
 	if !ok {
 		return
@@ -122,6 +126,25 @@ func (q *QuietLog) Say(level slog.Level, sort, msg string, args ...any) {
 	}
 	q.log.Log(context.Background(), level, msg, args...)
 }
+
+// Well logs, once, that what was said before is over, and has the next outage said at once. There must have been nothing to say for so long: what comes and
+// goes is not over.
+func (q *QuietLog) Well(after time.Duration, msg string) {
+	q.mu.Lock()
+	was := !q.ill.IsZero() && time.Since(q.ill) >= after
+	if was {
+		q.ill = time.Time{}
+		clear(q.last)
+		clear(q.held)
+	}
+	q.mu.Unlock()
+	if was {
+		q.log.Info(msg)
+	}
+}
+
+// ReadsWell is how long a consumer must have had nothing to complain of when it says that it reads again.
+const ReadsWell = 5 * time.Second
 
 // Complaints takes what kafka-go's reader has to say of a consumer's work.
 func (q *QuietLog) Complaints(reader string) kafka.Logger {

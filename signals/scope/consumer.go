@@ -188,6 +188,7 @@ func (c *Consumer) consume(ctx context.Context) {
 			}
 			continue
 		}
+		c.said.Well(signals.ReadsWell, "scope consumer reads again")
 		if !c.settle(ctx, batch) {
 			return
 		}
