@@ -26,6 +26,11 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 	if !slices.Contains([]string{"redis", "rediss", "unix"}, u.Scheme) || u.Opaque != "" {
 		return nil, errors.New("redis URL: it must begin with redis:// or, for TLS, rediss://, as in redis://redis:6379/0")
 	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return nil, fmt.Errorf("redis URL: %s is no port", port)
+		}
+	}
 	q := u.Query()
 	switch {
 	case q.Has("master_name"):

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -155,8 +157,10 @@ func (c *config) check() error {
 	for _, a := range []listener{
 		{"edge-addr", c.edgeAddr, roleEdge}, {"grpc-addr", c.grpcAddr, roleEdge}, {"admin-addr", c.adminAddr, roleAdmin}, {"ops-addr", c.opsAddr, ""},
 	} {
-		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+		if _, port, err := net.SplitHostPort(a.addr); err != nil {
 			wrong("--%s: %w (use host:port, or :port)", a.flag, err)
+		} else if _, err := net.LookupPort("tcp", port); err != nil {
+			wrong("--%s: %s is no port", a.flag, port)
 		} else if a.role == "" || slices.Contains(c.roles, a.role) {
 			for _, other := range listeners {
 				if sameListener(a.addr, other.addr) {
@@ -176,8 +180,10 @@ func (c *config) check() error {
 		}
 	}
 	for _, b := range c.kafkaBrokers {
-		if _, _, err := net.SplitHostPort(b); err != nil {
+		if _, port, err := net.SplitHostPort(b); err != nil {
 			wrong("--kafka-brokers: %w (use host:port)", err)
+		} else if !isPort(port) {
+			wrong("--kafka-brokers: %s: %s is no port", b, port)
 		}
 	}
 	if _, err := c.proxies(); err != nil {
@@ -209,6 +215,8 @@ func (c *config) check() error {
 	for _, t := range c.topics.all() {
 		if t == "" || seen[t] {
 			wrong("--topic-*: topics need names, each its own; got %q", t)
+		} else if !topicName.MatchString(t) {
+			wrong("--topic-*: Kafka has no topic %q: letters, digits, dots, underscores and hyphens, at most 249", t)
 		}
 		seen[t] = true
 	}
@@ -218,10 +226,25 @@ func (c *config) check() error {
 	return nil
 }
 
+// topicName is what Kafka allows.
+var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+
+// isPort says whether text is the number of a port that can be dialled.
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
+}
+
 // sameListener says whether two addresses cannot both be listened on, so far as the text tells: the same port, not 0, of the same host or of all.
 func sameListener(a, b string) bool {
 	hostA, portA, _ := net.SplitHostPort(a)
 	hostB, portB, _ := net.SplitHostPort(b)
+	if hostA == "localhost" {
+		hostA = "127.0.0.1"
+	}
+	if hostB == "localhost" {
+		hostB = "127.0.0.1"
+	}
 	everyHost := func(h string) bool { return h == "" || h == "0.0.0.0" || h == "::" }
 	return portA == portB && portA != "0" && (hostA == hostB || everyHost(hostA) || everyHost(hostB))
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -188,8 +189,16 @@ func configWarnings(cmd *cobra.Command) []string {
 			warnings = append(warnings, path+" holds --"+name+" and can be read by every user of this machine: chmod 640")
 		}
 	}
+	if f := cmd.Flags().Lookup("spool-max-bytes"); f != nil && cmd.Flags().Lookup("spool-dir").Value.String() != "" {
+		if n, err := strconv.ParseInt(f.Value.String(), 10, 64); err == nil && n < smallSpool {
+			warnings = append(warnings, fmt.Sprintf("--spool-max-bytes: %s may be full within seconds of an outage of Kafka; the number is of bytes", byteSize(n)))
+		}
+	}
 	return warnings
 }
+
+// smallSpool is less than a spool that somebody means: one request may bring 64 MiB.
+const smallSpool = 64 << 20
 
 // effective lists the settings in effect, by name.
 func effective(cmd *cobra.Command) []settingView {

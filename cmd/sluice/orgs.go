@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -52,13 +54,33 @@ func openStore(ctx context.Context, c *config) (*accounts.Store, func(), error) 
 // openPostgres opens the pools. What is wrong with the URL is said without a word of it: it holds a password.
 func openPostgres(raw string) (*sql.DB, *sql.DB, error) {
 	u, err := url.Parse(raw)
-	if err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") {
+	if err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") && u.Fragment == "" {
 		writer, reader, err := accounts.OpenPostgres(raw)
 		if err == nil {
 			return writer, reader, nil
 		}
 	}
-	return nil, nil, usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
+	return nil, nil, badPostgresURL(raw)
+}
+
+// badPostgresURL says what is wrong with a URL that cannot be used, as far as that can be said without any of it that may be of the password.
+func badPostgresURL(raw string) error {
+	const encode = "--postgres-url: percent-encode what is special in the user or the password: %% is %%25, # is %%23, / is %%2F, ? is %%3F, @ is %%40"
+	u, err := url.Parse(raw)
+	var escape url.EscapeError
+	switch {
+	case errors.As(err, &escape), err != nil && strings.Contains(err.Error(), "invalid port"), err != nil && strings.Contains(err.Error(), "userinfo"), err == nil && u.Fragment != "":
+		return usagef(encode)
+	case err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql":
+		return usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
+	}
+	if port := u.Port(); port != "" && !isPort(port) {
+		return usagef("--postgres-url: %s is no port", port)
+	}
+	if mode, modes := u.Query().Get("sslmode"), []string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}; !slices.Contains(modes, mode) {
+		return usagef("--postgres-url: sslmode is none of %s", strings.Join(modes[1:], ", "))
+	}
+	return usagef("--postgres-url: it is not postgres://user:password@host:5432/database, or one of its parameters is none that PostgreSQL knows, or names a file that cannot be read")
 }
 
 // ensureFirstOrg makes org where there is none at all yet; an unknown one is an error later on.

@@ -93,7 +93,7 @@ func newServing(ctx context.Context, cfg *config, log *slog.Logger, level *slog.
 		closers = append(closers, stopListening)
 		p.wake, err = accounts.Listen(listenCtx, cfg.postgresURL, log)
 		if err != nil {
-			return nil, usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
+			return nil, badPostgresURL(cfg.postgresURL)
 		}
 		p.store = accounts.NewStore(accounts.StoreConfig{Writer: writer, Reader: reader, Dialect: accounts.Postgres, OnChange: p.changed})
 		p.signals.store = signals.NewStore(signals.StoreConfig{Writer: writer, Reader: reader, Dialect: signals.Postgres, Audit: auditSignals(p.store)})
