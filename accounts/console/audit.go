@@ -66,6 +66,8 @@ func auditWords() [][2]string {
 		{"session.created", "Signed in"},
 		{"link.created", "Made a sign-in link"},
 		{"org.created", "Created organisation"},
+		{"org.keys_revoked", "Revoked all keys of the organisation"},
+		{"token.identified", "Looked up admin token"},
 		{"audit.pruned", "Removed old audit rows"},
 		{"policy.drafted", "Drafted policy"},
 		{"policy.activated", "Activated policy"},
@@ -276,6 +278,9 @@ func auditFields(raw json.RawMessage) map[string]string {
 }
 
 func fieldWords(name string) string {
+	if strings.HasPrefix(name, "sig_") { // a signal's id, of a change of several
+		return name
+	}
 	words := strings.ReplaceAll(name, "_", " ")
 	if words == "" {
 		return name

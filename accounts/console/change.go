@@ -105,7 +105,7 @@ func (c *Console) edit(w http.ResponseWriter, r *http.Request, v *visit) error {
 		d.Form.Problem = fmt.Sprintf("Somebody changed this account meanwhile; it is now “%s”, changed %s. Save again to put your version in its place.",
 			label(now), c.render.when(now.UpdatedAt).Relative)
 	case errors.Is(err, accounts.ErrDeleted):
-		return &badRequestError{text: label(now) + " was deleted meanwhile, so it can’t be edited."}
+		return &goneError{now}
 	case d.Form.explain(err):
 		d.Version = version
 	default:
@@ -127,6 +127,10 @@ func (c *Console) delete(w http.ResponseWriter, r *http.Request, v *visit) error
 	if err := parseForm(r); err != nil {
 		return err
 	}
+	before, err := c.store.Account(r.Context(), v.admin.Org, r.PathValue("id"))
+	if err != nil {
+		return err
+	}
 	a, revoked, err := c.store.DeleteAccount(r.Context(), v.by(c, r), v.admin.Org, r.PathValue("id"))
 	if err != nil {
 		return err
@@ -138,6 +142,8 @@ func (c *Console) delete(w http.ResponseWriter, r *http.Request, v *visit) error
 	}
 	if err != nil || len(confirmation.Pending) > 0 {
 		c.keepDeletion(w, r, a.ID, revoked.At)
+	} else if !before.Live() { // by somebody else, or by this form sent twice
+		c.setToast(w, r, "gone", a.ID)
 	} else {
 		c.setToast(w, r, "deleted", a.ID, strconv.Itoa(confirmation.Edges), strconv.FormatInt(time.Since(asked).Milliseconds(), 10))
 	}

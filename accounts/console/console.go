@@ -245,6 +245,11 @@ type badRequestError struct{ text string }
 
 func (e *badRequestError) Error() string { return "bad request: " + e.text }
 
+// A goneError is a change of an account that somebody else has deleted meanwhile.
+type goneError struct{ account accounts.Account }
+
+func (e *goneError) Error() string { return "the account " + e.account.ID + " was deleted meanwhile" }
+
 // guarded serves p to those who are signed in and may open it.
 func (c *Console) guarded(p page) http.Handler {
 	return c.open(func(w http.ResponseWriter, r *http.Request, v *visit) error {
@@ -294,6 +299,7 @@ func (c *Console) askToSignIn(w http.ResponseWriter, r *http.Request) error {
 func (c *Console) fail(w http.ResponseWriter, r *http.Request, v *visit, err error) {
 	var denied *deniedError
 	var bad *badRequestError
+	var gone *goneError
 	var tooLarge *http.MaxBytesError
 	p := messagePage{frame: c.frame(w, r, v, "", "Something went wrong"), Drawing: "lost"}
 	status := http.StatusInternalServerError
@@ -321,6 +327,12 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, v *visit, err err
 		status = http.StatusBadRequest
 		p.Title, p.Headline = "Not understood", "That could not be read"
 		p.Happened, p.Safe = bad.text, "Nothing was changed."
+	case errors.As(err, &gone):
+		status = http.StatusConflict
+		a := gone.account
+		p.Title, p.Headline = "Deleted meanwhile", label(a)+" was deleted meanwhile"
+		p.Happened = "By " + a.DeletedBy + ", " + c.render.when(a.DeletedAt).Relative + ". What you typed was not saved; going back shows it again, to be copied."
+		p.Links = []link{{Label: "The deleted account", URL: accountURL(a.ID)}, {Label: "Recreate it", URL: withParam(withParam(accountURL(a.ID), "create", "1"), "from", a.ID)}}
 	case errors.Is(err, context.Canceled) && r.Context().Err() != nil:
 		return // the reader has gone
 	case accounts.Unavailable(err):
@@ -339,7 +351,7 @@ func (c *Console) fail(w http.ResponseWriter, r *http.Request, v *visit, err err
 			slog.String("path", v.path), slog.Int("status", status), slog.String("error", cutKeys(err.Error())))
 	}
 	if v.signed {
-		p.Links = []link{{Label: "Back to the start", URL: "/"}}
+		p.Links = append(p.Links, link{Label: "Back to the start", URL: "/"})
 	} else {
 		p.Alone = true
 		p.Links = []link{{Label: "Sign in", URL: signInPath}}

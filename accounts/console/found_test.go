@@ -24,7 +24,8 @@ func TestSearchSaysWhoseKeyItIs(t *testing.T) {
 		return html.UnescapeString(string(s.do(t, session, http.MethodGet, listPath+"?q="+url.QueryEscape(q), nil).body))
 	}
 	for q, want := range map[string]string{
-		a.KeyPrefix:            "service: nightly-digest-summariser / production",
+		a.KeyPrefix: "service: nightly-digest-summariser / production",
+		"OTEL_HEADERS=x-flowstate-key=" + a.KeyPrefix[:14] + "****": "service: nightly-digest-summariser / production",
 		a.KeyPrefix + "...":    "service: nightly-digest-summariser / production",
 		a.KeyPrefix[:12] + "…": "service: nightly-digest-summariser / production",
 		token.Prefix:           "admin token: deploys",
@@ -34,9 +35,15 @@ func TestSearchSaysWhoseKeyItIs(t *testing.T) {
 		if !strings.Contains(text, want) || !strings.Contains(text, "active") || strings.Contains(want, "token") && !strings.Contains(text, "sluice tokens revoke "+token.Prefix) {
 			t.Errorf("%s: the page does not say %q", q, want)
 		}
+		if strings.Contains(text, "No service account matches") == strings.Contains(want, "service:") {
+			t.Errorf("%s: found, and the list says something else", q)
+		}
 		if text := search(rival, q); strings.Contains(text, want) {
 			t.Errorf("%s: another org is told", q)
 		}
+	}
+	if text := search(session, a.KeyPrefix[6:14]); !strings.Contains(text, "a search for a key needs its start") {
+		t.Errorf("from the middle of a key: %s", text)
 	}
 	if text := search(session, a.KeyPrefix[:11]+"…"); strings.Contains(text, "belongs to") {
 		t.Error("seven characters are enough to be told whose a key is")

@@ -119,6 +119,7 @@ type accountRow struct {
 // A foundKey says whose key, or which admin token, a searched prefix is of, and whether it still opens anything.
 type foundKey struct {
 	Prefix, Label, URL  string
+	account             string // its id, where it is a service account's
 	Token               bool
 	State               string // active, revoked; a token's also expired
 	RevokedBy           string
@@ -171,6 +172,13 @@ func (c *Console) listPage(w http.ResponseWriter, r *http.Request, v *visit, s l
 	if p.Found, err = c.foundKey(r.Context(), v, s.Q); err != nil {
 		return nil, err
 	}
+	if p.Found != nil && p.Found.account != "" && len(p.Rows) == 0 && !s.filtered() { // found by text that names no account, such as a line that holds the key
+		a, err := c.store.Account(r.Context(), v.admin.Org, p.Found.account)
+		if err != nil {
+			return nil, err
+		}
+		p.Rows = append(p.Rows, c.row(a, s.url()))
+	}
 	if len(p.Rows) == 0 {
 		return p, c.sayWhyEmpty(r.Context(), v, s, p)
 	}
@@ -212,7 +220,7 @@ func (c *Console) foundKey(ctx context.Context, v *visit, q string) (*foundKey, 
 		RevokedAt: c.render.when(k.RevokedAt), LastUsed: c.render.when(k.LastUsedAt),
 	}
 	if k.Kind == auth.KindServiceAccount {
-		found.URL = accountURL(k.SubjectID)
+		found.URL, found.account = accountURL(k.SubjectID), k.SubjectID
 	}
 	return found, nil
 }

@@ -310,6 +310,37 @@ func TestCreateKeepsWhatWasTyped(t *testing.T) {
 	f("uses "+taken.Key, auth.Staging, "Name holds a whole key")
 }
 
+// TestAuditHasWordsForAll: every action that the code writes can be chosen on the page, and reads as words.
+func TestAuditHasWordsForAll(t *testing.T) {
+	s := newSite(t)
+	page := string(s.do(t, s.session(t, "acme", auth.AIGovernanceView), http.MethodGet, "/settings/ai/audit-log", nil).body)
+	found := 0
+	for _, dir := range []string{"..", "../../signals"} {
+		files, err := filepath.Glob(dir + "/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			for _, m := range regexp.MustCompile(`Action:? *=? *"([a-z_]+[.][a-z_]+)"`).FindAllStringSubmatch(string(text), -1) {
+				found++
+				if !strings.Contains(page, `<option value="`+m[1]+`">`) {
+					t.Errorf("%s is not among the actions", m[1])
+				}
+			}
+		}
+	}
+	if found < 12 {
+		t.Errorf("only %d actions found in the code", found)
+	}
+}
+
 func TestEditAndDelete(t *testing.T) {
 	s := newSite(t, func(c *console.Config) { c.Rules = nil })
 	a := s.account(t, "chatbot", auth.Production).Account
@@ -347,6 +378,14 @@ func TestEditAndDelete(t *testing.T) {
 	gone := s.do(t, id, http.MethodPost, listPath+"/"+a.ID+"/delete", url.Values{})
 	if gone.StatusCode != http.StatusSeeOther {
 		t.Fatalf("delete: %d", gone.StatusCode)
+	}
+	jar := map[string]*http.Cookie{}
+	s.request(t, id, jar, http.MethodPost, listPath+"/"+a.ID+"/delete", url.Values{})
+	if text := s.text(t, id, jar, listPath); !strings.Contains(text, "chatbot-2 / staging was deleted already, just now by ") {
+		t.Errorf("a second delete: %s", text)
+	}
+	if got := s.do(t, id, http.MethodPost, listPath+"/"+a.ID+"/edit", form); got.StatusCode != http.StatusConflict || !strings.Contains(got.text(t), "chatbot-2 / staging was deleted meanwhile") || !strings.Contains(got.text(t), "Recreate it") {
+		t.Errorf("an edit after that: %d, %s", got.StatusCode, got.text(t))
 	}
 	page := s.do(t, id, http.MethodGet, listPath+"?q="+a.KeyPrefix, nil).text(t)
 	if !strings.Contains(page, "deleted just now") || !strings.Contains(page, "The key was revoked") {

@@ -237,6 +237,8 @@ func (c *Console) takeToast(w http.ResponseWriter, r *http.Request, v *visit) *t
 	switch {
 	case parts[0] == "edited":
 		return &toast{Text: "Saved " + label(a) + "."}
+	case parts[0] == "gone" && !a.Live():
+		return &toast{Text: label(a) + " was deleted already, " + c.render.when(a.DeletedAt).Relative + " by " + a.DeletedBy + "."}
 	case parts[0] == "deleted" && len(parts) == 4 && !a.Live():
 		edges, _ := strconv.Atoi(parts[2])
 		ms, err := strconv.Atoi(parts[3])
