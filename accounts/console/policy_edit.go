@@ -151,7 +151,7 @@ func (c *Console) simulate(ctx context.Context, v *visit, draft *signals.Policy,
 		if i == simulateExamples {
 			break
 		}
-		row := exampleRow{Type: e.Type, Subject: e.Subject, Was: string(e.Severity), Would: string(e.Would), By: "the environment"}
+		row := exampleRow{Type: e.Type, Subject: e.Subject, Was: string(e.Severity), Would: string(e.Would), By: "no rule: as it was raised, or its environment’s cap"}
 		if v.admin.Can(auth.AIGovernanceView) {
 			row.URL = withParam(alertsPath+"?open=all", "alert", e.ID)
 		}

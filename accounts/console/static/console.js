@@ -229,7 +229,7 @@
       if (toast.matches(":hover") || toast.contains(document.activeElement)) return setTimeout(away, 2000);
       toast.remove();
     };
-    setTimeout(away, 8000);
+    setTimeout(away, $("form", toast) ? 20000 : 8000); // with a way back one gets the time to find it
   }
   on("click", (e) => { if (e.target.closest("[data-dismiss]")) toast.remove(); });
 
