@@ -107,6 +107,7 @@ func (s TopicSpec) config() kafka.TopicConfig {
 type TopicProblem struct {
 	Topic   string
 	Fatal   bool
+	Missing bool   // it does not exist
 	Message string // what is wrong and what to do
 }
 
@@ -130,7 +131,7 @@ func CheckTopics(ctx context.Context, cfg KafkaConfig, specs []TopicSpec, maxMes
 	for _, s := range specs {
 		t, ok := there[s.Name]
 		if !ok {
-			problems = append(problems, TopicProblem{s.Name, true, "does not exist: create it with sluice migrate"})
+			problems = append(problems, TopicProblem{Topic: s.Name, Fatal: true, Missing: true, Message: "does not exist: create it with sluice migrate"})
 			continue
 		}
 		problems = append(problems, s.compare(t, settings[s.Name], maxMessageBytes)...)
@@ -141,7 +142,7 @@ func CheckTopics(ctx context.Context, cfg KafkaConfig, specs []TopicSpec, maxMes
 func (s TopicSpec) compare(t kafka.Topic, settings map[string]string, maxMessageBytes int) []TopicProblem {
 	var problems []TopicProblem
 	add := func(fatal bool, format string, args ...any) {
-		problems = append(problems, TopicProblem{s.Name, fatal, fmt.Sprintf(format, args...)})
+		problems = append(problems, TopicProblem{Topic: s.Name, Fatal: fatal, Message: fmt.Sprintf(format, args...)})
 	}
 	if t.Error != nil {
 		add(true, "cannot be described: %v", t.Error)

@@ -178,6 +178,19 @@ func (c *config) prepareTopics(ctx context.Context) ([]string, []ingest.TopicPro
 	if err != nil {
 		return made, nil, err
 	}
-	problems, err := ingest.CheckTopics(ctx, k, c.topicSpecs(), ingest.DefaultMaxMessageBytes)
-	return made, problems, err
+	// All of them exist now, but another broker than the one that was asked may not know it yet.
+	for deadline := time.Now().Add(knownWithin); ; {
+		problems, err := ingest.CheckTopics(ctx, k, c.topicSpecs(), ingest.DefaultMaxMessageBytes)
+		if err != nil || time.Now().After(deadline) || !slices.ContainsFunc(problems, func(p ingest.TopicProblem) bool { return p.Missing }) {
+			return made, problems, err
+		}
+		select {
+		case <-ctx.Done():
+			return made, problems, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
+
+// knownWithin is how long the brokers of a cluster have to tell each other of a topic that was made.
+const knownWithin = 15 * time.Second
