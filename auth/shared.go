@@ -23,12 +23,15 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, errors.New("redis URL: not a URL") // the error of net/url would show the password
 	}
+	if MisplacedAt(rawURL) {
+		return nil, errors.New("redis URL: percent-encode what is special in the user or the password: % is %25, # is %23, / is %2F, ? is %3F, @ is %40")
+	}
 	if !slices.Contains([]string{"redis", "rediss", "unix"}, u.Scheme) || u.Opaque != "" {
 		return nil, errors.New("redis URL: it must begin with redis:// or, for TLS, rediss://, as in redis://redis:6379/0")
 	}
 	if port := u.Port(); port != "" {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return nil, fmt.Errorf("redis URL: %s is no port", port)
+			return nil, errors.New("redis URL: its port is none from 1 to 65535")
 		}
 	}
 	q := u.Query()
@@ -57,6 +60,17 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 	o.ContextTimeoutEnabled, o.MaxRetries = true, -1
 	orDurations(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout)
 	return redis.NewClient(o), nil
+}
+
+// MisplacedAt says whether a URL has an @ where it can hardly be meant, because the user or the password before it holds a / ? # or @ that is not
+// percent-encoded. Parsers cut such a URL in different places, so that a part of the password passes for a host, a port or a path, which errors name.
+func MisplacedAt(rawURL string) bool {
+	_, rest, _ := strings.Cut(rawURL, "://")
+	authority, after := rest, ""
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		authority, after = rest[:i], rest[i:]
+	}
+	return strings.Count(authority, "@") > 1 || strings.Contains(after, "@")
 }
 
 const (

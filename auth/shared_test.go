@@ -35,7 +35,7 @@ func TestOpenRedis(t *testing.T) {
 		return ok && cl.Options().ContextTimeoutEnabled
 	})
 	f("redis://127.0.0.1:1?master_name=m", func(c redis.UniversalClient) bool { return c.(*redis.Client).Options().ContextTimeoutEnabled })
-	for _, url := range []string{"redis://user:hunter2@[bad", "http://user:hunter2@host", "redis://user:hunter2@h/x", "redis://user:hunter2@h?no_such=1", "localhost:hunter2", "redis:hunter2@h:1", "hunter2", "\x7f:hunter2"} {
+	for _, url := range []string{"redis://user:hunter2@[bad", "http://user:hunter2@host", "redis://user:hunter2@h/x", "redis://user:hunter2@h?no_such=1", "localhost:hunter2", "redis:hunter2@h:1", "hunter2", "redis://:123/hunter2@h:1/0", "redis://:20261129/hunter2@h:1/0", "redis://:1?hunter2@h", "redis://u:hun@ter2@h", "\x7f:hunter2"} {
 		_, err := OpenRedis(url)
 		if err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %v", url, err)

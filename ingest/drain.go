@@ -138,9 +138,7 @@ func (d *Drain) step(ctx context.Context) bool {
 		d.s.log.Error("spool: the quarantine cannot be written", "error", err)
 	}
 	if len(records) == 0 {
-		if d.log.Stats().Records == 0 {
-			d.s.hasRoom()
-		}
+		d.roomMade()
 		if len(d.held) == 0 && time.Since(d.idle) > drainRewind && d.log.Stats().Records > 0 {
 			d.rewind = true
 		}
@@ -172,6 +170,13 @@ func (d *Drain) step(ctx context.Context) bool {
 	}
 	d.next = time.Now().Add(time.Duration(float64(bytes) / float64(d.s.cfg.ReplayBytesPerSecond) * float64(time.Second)))
 	return true
+}
+
+// roomMade is for when nothing goes to the spool any more, which would show that there is room.
+func (d *Drain) roomMade() {
+	if d.s.Full() && d.log.HasRoom(min(DefaultMaxMessageBytes, d.log.Stats().Capacity/8)) { // a message of the default limit; a spool may be smaller
+		d.s.hasRoom()
+	}
 }
 
 // pass says that a record waits for an earlier one.
@@ -277,7 +282,7 @@ func (d *Drain) settle(ctx context.Context, r probeResult) {
 		if err := d.log.Commit(o.acked); err != nil && d.s.said.allow("commit") {
 			d.s.log.Error("spool: delivered records may be delivered again after a restart", "error", err)
 		}
-		d.s.hasRoom()
+		d.roomMade()
 	}
 	for _, p := range o.refused {
 		if err := d.log.Park([]spool.Record{p.record}, p.reason); err != nil {

@@ -159,6 +159,7 @@ func (e *Edge) noneTaken(id auth.Identity, request trace.Span, outcome signals.O
 	t.add(kind, outcome, reason, records)
 	t.add(kindSignals, outcome, reason, found)
 	e.settle(id, &t)
+	e.countInvalid(id.Principal, &t, nil, time.Now())
 	traceRecords(request, &t)
 }
 
@@ -256,6 +257,7 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 		}
 		b.tally.refuse(outcome, reason) // also what was filtered or invalid: the sender hears of nothing but "later", or "never"
 		e.settle(id, &b.tally)
+		e.countInvalid(id.Principal, &b.tally, nil, r.received)
 		traceRecords(r.span, &b.tally)
 		return fail
 	}
@@ -271,27 +273,38 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 	for i := range b.filtered {
 		e.cfg.Drops.Count(id.Org, &b.filtered[i].verdict, int64(b.filtered[i].n), r.received)
 	}
-	if b.rejected > 0 && e.cfg.Drops != nil {
-		e.countInvalid(b, id.Principal, r.received)
-	}
+	e.countInvalid(id.Principal, &b.tally, b.notes, r.received)
 	if b.tally.total(signals.Accepted)+b.tally.total(signals.Filtered) > 0 {
 		id.Touch(r.received)
 	}
 	return nil
 }
 
-// countInvalid counts by reason what was invalid, of as many kinds as an answer tells apart.
-func (e *Edge) countInvalid(b *batch, p *auth.Principal, received time.Time) {
-	for i := range b.notes {
-		n := &b.notes[i]
-		if n.outcome != signals.Invalid {
+// countInvalid counts by reason what a tally has as invalid; of signals by type as far as the notes of the answer have them, which tell only so many kinds apart.
+func (e *Edge) countInvalid(p *auth.Principal, t *tally, notes noteList, received time.Time) {
+	if e.cfg.Drops == nil {
+		return
+	}
+	for _, c := range t.counts {
+		if c.outcome != signals.Invalid {
 			continue
 		}
-		what := n.kind
-		if n.kind == kindSignals && e.cfg.Decider.Taxonomy().Known(n.what) {
-			what = n.what
+		rest := c.n
+		for i := range notes {
+			n := &notes[i]
+			if n.outcome != signals.Invalid || n.kind != c.kind || n.reason != c.reason {
+				continue
+			}
+			rest -= n.n
+			what := c.kind
+			if tax := e.cfg.Decider.Taxonomy(); c.kind == kindSignals && tax.Known(n.what) {
+				what = tax.Resolve(n.what).Type // as we spell it: a sender has many ways
+			}
+			e.cfg.Drops.CountInvalid(p, what, c.reason, int64(n.n), received)
 		}
-		e.cfg.Drops.CountInvalid(p, what, n.reason, int64(n.n), received)
+		if rest > 0 {
+			e.cfg.Drops.CountInvalid(p, c.kind, c.reason, int64(rest), received)
+		}
 	}
 }
 

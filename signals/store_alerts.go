@@ -207,6 +207,11 @@ func (s *Store) Reopen(ctx context.Context, org string, by By, ids []string) ([]
 	return out, err
 }
 
+// ReopenResolved is Reopen of those that are not open. left are the others.
+func (s *Store) ReopenResolved(ctx context.Context, org string, by By, ids []string) (reopened, left []Alert, err error) {
+	return s.settle(ctx, org, by, ids, "", "", func(a *Alert) bool { return !a.Open() })
+}
+
 // Undo reopens those alerts that are as by.Actor has resolved them at a time. left are the others.
 func (s *Store) Undo(ctx context.Context, org string, by By, ids []string, at time.Time) (reopened, left []Alert, err error) {
 	return s.settle(ctx, org, by, ids, "", "", func(a *Alert) bool { return a.ResolvedBy == by.Actor && a.ResolvedAt.Equal(at) })

@@ -51,16 +51,18 @@ func (c *Console) reopen(w http.ResponseWriter, r *http.Request, v *visit) error
 	}
 	var found, left []signals.Alert
 	var err error
+	how := "undone"
 	if at, bad := strconv.ParseInt(r.PostFormValue("resolved_at"), 10, 64); bad == nil {
 		found, left, err = c.signals.Undo(r.Context(), v.admin.Org, c.signalsBy(r, v), ids, time.UnixMilli(at))
 	} else {
-		found, err = c.signals.Reopen(r.Context(), v.admin.Org, c.signalsBy(r, v), ids)
+		how = "reopened"
+		found, left, err = c.signals.ReopenResolved(r.Context(), v.admin.Org, c.signalsBy(r, v), ids)
 	}
 	if err != nil {
 		return settleError(err)
 	}
 	c.live.forget(v.admin.Org)
-	c.setToast(w, r, "reopened", strconv.Itoa(len(found)), strconv.Itoa(len(left)))
+	c.setToast(w, r, how, strconv.Itoa(len(found)), strconv.Itoa(len(left)))
 	http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
 	return nil
 }
@@ -80,12 +82,12 @@ func settleError(err error) error {
 	return err
 }
 
-// leftWords says of how many somebody has said something before.
-func leftWords(n int, more string) string {
+// leftWords says of how many nothing was done, and why.
+func leftWords(n int, more, why string) string {
 	if n == 1 {
-		return "1" + more + " was not as this page showed it any more, and stays as it is"
+		return "1" + more + " " + strings.Replace(why, "had", "has", 1) + " and stays as it is"
 	}
-	return strconv.Itoa(n) + more + " were not as this page showed them any more, and stay as they are"
+	return strconv.Itoa(n) + more + " " + strings.Replace(why, "had", "have", 1) + " and stay as they are"
 }
 
 // undoable are when alerts were resolved, and which.
@@ -127,14 +129,16 @@ func alertToast(parts []string, here string) *toast {
 	if n == 1 {
 		signalsWords = "the signal"
 	}
-	t := &toast{}
+	t, why := &toast{}, "had been resolved already"
 	switch parts[0] {
 	case "activated":
 		t.Text = "Activated. Every edge that reaches the database or Redis takes the new version within a second."
 	case "none":
 		t.Text = "No signal was selected."
 	case "reopened":
-		t.Text = "Reopened " + signalsWords + "."
+		t.Text, why = "Reopened "+signalsWords+".", "had been open"
+	case "undone":
+		t.Text, why = "Reopened "+signalsWords+".", "had been changed since"
 	case string(signals.Acknowledged):
 		t.Text = "Acknowledged " + signalsWords + "."
 	case string(signals.FalsePositive):
@@ -146,9 +150,9 @@ func alertToast(parts []string, here string) *toast {
 	}
 	switch {
 	case left > 0 && n == 0:
-		t.Text = "Nothing was changed: " + leftWords(left, "") + "."
+		t.Text = "Nothing was changed: " + leftWords(left, "", why) + "."
 	case left > 0:
-		t.Text = strings.TrimSuffix(t.Text, ".") + "; " + leftWords(left, " more") + "."
+		t.Text = strings.TrimSuffix(t.Text, ".") + "; " + leftWords(left, " more", why) + "."
 	}
 	if len(parts) > 4 {
 		t.Undo = &undo{Action: alertsPath + "/reopen", Fields: []hidden{{"back", here}, {"resolved_at", parts[3]}}}

@@ -311,7 +311,7 @@ func TestAlertsStory(t *testing.T) {
 		t.Fatal(err)
 	}
 	tb.click(`.bulk button[value="acknowledged"]`)
-	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Acknowledged the signal; 1 more was not as this page showed it any more, and stays as it is.")`)
+	tb.wait(`document.querySelector("[data-toast]")?.innerText.includes("Acknowledged the signal; 1 more has been resolved already and stays as it is.")`)
 	if got, err := s.signals.Alert(t.Context(), "acme", picked[0]); err != nil || got.Resolution != signals.Escalated || got.Note != "mine" {
 		t.Errorf("the colleague's: %+v, %v", got, err)
 	}

@@ -171,20 +171,24 @@ func mayAccept(e accounts.PendingEdge, now time.Time) string {
 	return text
 }
 
-// atEdges is what the page of a deleted account shows everybody of it; nil where every edge refuses its key, or nobody can say.
+// atEdges is what the page of a deleted account shows everybody of it; nil where every edge refuses its key. With neither How nor Edges nobody can say.
 func (c *Console) atEdges(r *http.Request, v *visit, a accounts.Account) *deletion {
-	// The store keeps when the deletion began, not when it was committed; an edge that has read what came commitWithin later has read it.
-	const commitWithin = 2 * time.Second
+	// The store keeps when the deletion began by the clock of whoever did it, not when it was committed by the database's: an edge that has read what
+	// came commitWithin later has read it.
+	const commitWithin = 15 * time.Second
 	since := c.now().Sub(a.DeletedAt)
-	if a.Live() || since < 2*commitWithin || since > keepFor {
+	d := &deletion{ID: a.ID, Open: true}
+	switch {
+	case a.Live() || since > keepFor:
 		return nil
+	case since < 2*commitWithin:
+		return d
 	}
 	all, err := c.store.Confirmations(r.Context(), []time.Time{a.DeletedAt.Add(commitWithin)})
 	if err != nil {
 		c.log.WarnContext(r.Context(), "edges cannot be asked what they refuse", "request_id", v.request, "error", err.Error())
-		return nil
+		return d
 	}
-	d := &deletion{ID: a.ID, Open: true}
 	if d.tell(&all[0], c.now()); !d.Waiting && len(all[0].Gone) == 0 {
 		return nil
 	}

@@ -157,7 +157,10 @@ func TestDeletedAccountAtTheEdges(t *testing.T) {
 		kept[name] = &http.Cookie{Name: name, Value: strconv.FormatInt(time.Now().UnixMicro(), 10)}
 	}
 	page := listPath + "/" + ids[0]
-	ago(20*time.Second, `UPDATE service_accounts SET deleted_at = deleted_at - ? WHERE id = ?`, ids[0])
+	if text := s.text(t, hers, none, page); !strings.Contains(text, "its key revoked. What it sent before is kept.") || strings.Contains(text, "nothing new is accepted") {
+		t.Errorf("at once, when nobody can say yet: %s", text)
+	}
+	ago(40*time.Second, `UPDATE service_accounts SET deleted_at = deleted_at - ? WHERE id = ?`, ids[0])
 	if text := s.text(t, hers, none, page); !strings.Contains(text, "its key revoked; refused by 1 of 3 edges so far. What it sent before is kept.") || !strings.Contains(text, "edge-2 and 1 more, until ") || strings.Contains(text, "nothing new is accepted") {
 		t.Errorf("a colleague sees: %s", text)
 	}
@@ -270,9 +273,14 @@ func TestPendingDeletionsInABrowser(t *testing.T) {
 	tb.click(`[data-pending] summary`)
 	tb.click(`#main input[type="text"]`)
 	tb.keys("a rule")
+	shown := tb.eval(`document.querySelector("[data-pending] ul").innerText`)
+	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second))) // the text has seconds
+	report(now.Add(-time.Second))                                             // they are heard of again, so it changes
 	tb.click(`[data-ask]`)
-	report(now.Add(-time.Second)) // they are heard of again, so the text changes
-	tb.wait(`document.querySelectorAll("[data-pending] details").length === 2 && document.querySelector("[data-pending] details").open`)
+	tb.wait(`document.querySelector("[data-pending] ul").innerText !== ` + strconv.Quote(shown))
+	if got := tb.eval(`document.querySelectorAll("[data-pending] details").length + " " + document.querySelector("[data-pending] details").open`); got != "2 true" {
+		t.Errorf("details, the first of them open: %s", got)
+	}
 	tb.click(`[data-pending] form button`)
 	tb.wait(`document.querySelectorAll("[data-pending] .deletion").length === 1`)
 	if got := tb.eval(`document.querySelector('#main input[type="text"]').value`); got != "a rule" {

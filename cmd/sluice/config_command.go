@@ -190,7 +190,7 @@ func configWarnings(cmd *cobra.Command) []string {
 		}
 	}
 	if f := cmd.Flags().Lookup("spool-max-bytes"); f != nil && cmd.Flags().Lookup("spool-dir").Value.String() != "" {
-		if n, err := strconv.ParseInt(f.Value.String(), 10, 64); err == nil && n < smallSpool {
+		if n, err := strconv.ParseInt(f.Value.String(), 10, 64); err == nil && n > 0 && n < smallSpool {
 			warnings = append(warnings, fmt.Sprintf("--spool-max-bytes: %s may be full within seconds of an outage of Kafka; the number is of bytes", byteSize(n)))
 		}
 	}
@@ -222,7 +222,7 @@ func effective(cmd *cobra.Command) []settingView {
 // withoutSecret is what may be shown of a secret: of a URL where it leads, of anything else that it is set.
 func withoutSecret(s string) string {
 	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || u.User == nil && strings.Contains(s, "@") {
+	if err != nil || u.Host == "" || auth.MisplacedAt(s) {
 		return "(set)"
 	}
 	// A slash in a password moves a part of it into the path.

@@ -54,7 +54,7 @@ func openStore(ctx context.Context, c *config) (*accounts.Store, func(), error) 
 // openPostgres opens the pools. What is wrong with the URL is said without a word of it: it holds a password.
 func openPostgres(raw string) (*sql.DB, *sql.DB, error) {
 	u, err := url.Parse(raw)
-	if err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") && u.Fragment == "" {
+	if err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") && u.Fragment == "" && !auth.MisplacedAt(raw) {
 		writer, reader, err := accounts.OpenPostgres(raw)
 		if err == nil {
 			return writer, reader, nil
@@ -69,13 +69,13 @@ func badPostgresURL(raw string) error {
 	u, err := url.Parse(raw)
 	var escape url.EscapeError
 	switch {
-	case errors.As(err, &escape), err != nil && strings.Contains(err.Error(), "invalid port"), err != nil && strings.Contains(err.Error(), "userinfo"), err == nil && u.Fragment != "":
+	case auth.MisplacedAt(raw), errors.As(err, &escape), err != nil && strings.Contains(err.Error(), "invalid port"), err != nil && strings.Contains(err.Error(), "userinfo"), err == nil && u.Fragment != "":
 		return usagef(encode)
 	case err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql":
 		return usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
 	}
 	if port := u.Port(); port != "" && !isPort(port) {
-		return usagef("--postgres-url: %s is no port", port)
+		return usagef("--postgres-url: its port is none from 1 to 65535")
 	}
 	if mode, modes := u.Query().Get("sslmode"), []string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}; !slices.Contains(modes, mode) {
 		return usagef("--postgres-url: sslmode is none of %s", strings.Join(modes[1:], ", "))

@@ -57,6 +57,9 @@ func newServeCommand() *cobra.Command {
 			if exitStatus(err) == 3 {
 				grave = slog.LevelWarn
 			}
+			if !log.Enabled(cmd.Context(), grave) {
+				return err
+			}
 			log.Log(cmd.Context(), grave, "ended", "status", exitStatus(err), "error", err.Error())
 			return &loggedError{err}
 		},

@@ -118,6 +118,13 @@ func (l *Log) admit(need int64) error {
 	return nil
 }
 
+// HasRoom says whether so many bytes more would be taken now, by the log's own limit and the disk's.
+func (l *Log) HasRoom(n int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bytes+l.parked.Load()+l.writing+n <= l.cfg.MaxBytes && (l.cfg.MinFreeBytes < 0 || l.free.Load()-n >= l.cfg.MinFreeBytes)
+}
+
 // run is the log's goroutine: it writes groups, and once a second looks after the disk.
 func (l *Log) run() {
 	defer close(l.stopped)

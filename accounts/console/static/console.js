@@ -343,6 +343,7 @@
 
   // ── Deletions that not all edges have confirmed: asked for again meanwhile, and dismissed without leaving the page ──
   const bySelf = (box) => all("[data-auto]", box).forEach((el) => { el.hidden = false; });
+  const shape = (box) => box.className + all(".deletion", box).map((d) => d.dataset.id + Boolean($("details", d))).join();
   const ask = async () => {
     const box = $("[data-pending]");
     if (!box) return;
@@ -351,14 +352,24 @@
     const fresh = $("[data-pending]", new DOMParser().parseFromString(await answer.text(), "text/html"));
     if (!fresh) return box.remove();
     bySelf(fresh);
-    all("details[open]", box).forEach((d) => { const now = $(`details[data-id="${d.dataset.id}"]`, fresh); if (now) now.open = true; });
-    if (fresh.className === box.className && fresh.innerHTML === box.innerHTML) return;
-    const held = box.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+    if (shape(fresh) === shape(box)) { // nothing that can have the focus goes, nor closes what was opened
+      ["[data-how]", "summary", "ul"].forEach((sel) => {
+        const now = all(sel, fresh);
+        all(sel, box).forEach((el, i) => {
+          if (el.innerHTML === now[i].innerHTML) return;
+          el.innerHTML = now[i].innerHTML;
+          if (sel === "[data-how]") say(el.textContent);
+        });
+      });
+      return;
+    }
+    all("details", box).forEach((d) => { const now = $(`details[data-id="${d.dataset.id}"]`, fresh); if (now) now.open = d.open; });
+    const held = box.contains(document.activeElement);
     box.className = fresh.className;
     box.ariaLabel = fresh.ariaLabel;
     box.replaceChildren(...fresh.childNodes);
-    const again = held && all("[aria-label]", box).find((el) => el.getAttribute("aria-label") === held);
-    if (again) again.focus();
+    say(all("[data-how]", box).map((el) => el.textContent).join(" "));
+    if (held) ($("summary, button, a", box) || $("#main")).focus();
   };
   if ($("[data-pending]")) {
     bySelf(document);
@@ -368,7 +379,8 @@
       if (!e.target.closest("[data-pending]")) return;
       e.preventDefault();
       try {
-        await fetch(e.target.action, { method: "POST", body: new URLSearchParams(new FormData(e.target)), credentials: "same-origin" });
+        const answer = await fetch(e.target.action, { method: "POST", body: new URLSearchParams(new FormData(e.target)), ...part });
+        if (!answer.ok) throw new Error("not dismissed");
         await ask();
       } catch { HTMLFormElement.prototype.submit.call(e.target); }
     });
