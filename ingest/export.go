@@ -158,8 +158,7 @@ func (e *Edge) noneTaken(id auth.Identity, request trace.Span, outcome signals.O
 	var t tally
 	t.add(kind, outcome, reason, records)
 	t.add(kindSignals, outcome, reason, found)
-	e.settle(id, &t)
-	e.countInvalid(id.Principal, &t, nil, time.Now())
+	e.settle(id, &t, nil, time.Now())
 	traceRecords(request, &t)
 }
 
@@ -256,8 +255,7 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 			b.tally.add(d.kind, outcome, reason, d.records)
 		}
 		b.tally.refuse(outcome, reason) // also what was filtered or invalid: the sender hears of nothing but "later", or "never"
-		e.settle(id, &b.tally)
-		e.countInvalid(id.Principal, &b.tally, nil, r.received)
+		e.settle(id, &b.tally, nil, r.received)
 		traceRecords(r.span, &b.tally)
 		return fail
 	}
@@ -268,44 +266,15 @@ func (e *Edge) forward(ctx context.Context, b *batch, id auth.Identity, r *reque
 		}
 		b.tally.add(d.kind, signals.Accepted, where, d.records)
 	}
-	e.settle(id, &b.tally)
+	e.settle(id, &b.tally, b.notes, r.received)
 	traceRecords(r.span, &b.tally)
 	for i := range b.filtered {
 		e.cfg.Drops.Count(id.Org, &b.filtered[i].verdict, int64(b.filtered[i].n), r.received)
 	}
-	e.countInvalid(id.Principal, &b.tally, b.notes, r.received)
 	if b.tally.total(signals.Accepted)+b.tally.total(signals.Filtered) > 0 {
 		id.Touch(r.received)
 	}
 	return nil
-}
-
-// countInvalid counts by reason what a tally has as invalid; of signals by type as far as the notes of the answer have them, which tell only so many kinds apart.
-func (e *Edge) countInvalid(p *auth.Principal, t *tally, notes noteList, received time.Time) {
-	if e.cfg.Drops == nil {
-		return
-	}
-	for _, c := range t.counts {
-		if c.outcome != signals.Invalid {
-			continue
-		}
-		rest := c.n
-		for i := range notes {
-			n := &notes[i]
-			if n.outcome != signals.Invalid || n.kind != c.kind || n.reason != c.reason {
-				continue
-			}
-			rest -= n.n
-			what := c.kind
-			if tax := e.cfg.Decider.Taxonomy(); c.kind == kindSignals && tax.Known(n.what) {
-				what = tax.Resolve(n.what).Type // as we spell it: a sender has many ways
-			}
-			e.cfg.Drops.CountInvalid(p, what, c.reason, int64(n.n), received)
-		}
-		if rest > 0 {
-			e.cfg.Drops.CountInvalid(p, c.kind, c.reason, int64(rest), received)
-		}
-	}
 }
 
 // answerWithin is how long after the last byte of a body the wait for Kafka ends at the latest, whatever took the time before: what is left of the

@@ -114,9 +114,6 @@ func NewQuietLog(log *slog.Logger) *QuietLog {
 
 // Say logs unless a line of the same sort was logged within half a minute.
 func (q *QuietLog) Say(level slog.Level, sort, msg string, args ...any) {
-	q.mu.Lock()
-	q.ill = time.Now()
-	q.mu.Unlock()
 	ok, held := q.allow(sort, time.Now())
 	if !ok {
 		return
@@ -157,6 +154,7 @@ func (q *QuietLog) Complaints(reader string) kafka.Logger {
 func (q *QuietLog) allow(sort string, now time.Time) (bool, int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.ill = now
 	if last, ok := q.last[sort]; ok && now.Sub(last) < sayEvery {
 		q.held[sort]++
 		return false, 0

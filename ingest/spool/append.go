@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const keepBuffer = 4 << 20 // a buffer that grew beyond this is not kept for the next batch
@@ -106,23 +108,32 @@ func (l *Log) admit(need int64) error {
 		l.metrics.refused.busy.Inc()
 		return ErrBusy
 	}
-	pending += l.writing + segmentHeaderSize + need
-	if used := l.bytes + l.parked.Load() + pending; used > l.cfg.MaxBytes {
-		l.metrics.refused.full.Inc()
-		return fmt.Errorf("%w: %d of %d bytes used", ErrFull, used-need, l.cfg.MaxBytes)
+	full, err := l.fits(pending+segmentHeaderSize, need)
+	if err != nil {
+		full.Inc()
 	}
-	if free := l.free.Load(); l.cfg.MinFreeBytes >= 0 && free-pending < l.cfg.MinFreeBytes {
-		l.metrics.refused.disk.Inc()
-		return fmt.Errorf("%w: %d bytes of disk free, %d must stay", ErrFull, free, l.cfg.MinFreeBytes)
-	}
-	return nil
+	return err
 }
 
-// HasRoom says whether so many bytes more would be taken now, by the log's own limit and the disk's.
+// fits says whether need more bytes fit beside what is written and pending, by the log's own limit and the disk's, and else which count that is. The
+// caller holds l.mu.
+func (l *Log) fits(pending, need int64) (prometheus.Counter, error) {
+	pending += l.writing + need
+	if used := l.bytes + l.parked.Load() + pending; used > l.cfg.MaxBytes {
+		return l.metrics.refused.full, fmt.Errorf("%w: %d of %d bytes used", ErrFull, used-need, l.cfg.MaxBytes)
+	}
+	if free := l.free.Load(); l.cfg.MinFreeBytes >= 0 && free-pending < l.cfg.MinFreeBytes {
+		return l.metrics.refused.disk, fmt.Errorf("%w: %d bytes of disk free, %d must stay", ErrFull, free, l.cfg.MinFreeBytes)
+	}
+	return nil, nil
+}
+
+// HasRoom says whether so many bytes more would fit now.
 func (l *Log) HasRoom(n int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.bytes+l.parked.Load()+l.writing+n <= l.cfg.MaxBytes && (l.cfg.MinFreeBytes < 0 || l.free.Load()-n >= l.cfg.MinFreeBytes)
+	_, err := l.fits(0, n)
+	return err == nil
 }
 
 // run is the log's goroutine: it writes groups, and once a second looks after the disk.
