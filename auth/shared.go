@@ -23,16 +23,11 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, errors.New("redis URL: not a URL") // the error of net/url would show the password
 	}
-	if MisplacedAt(rawURL) {
-		return nil, errors.New("redis URL: percent-encode what is special in the user or the password: % is %25, # is %23, / is %2F, ? is %3F, @ is %40")
-	}
 	if !slices.Contains([]string{"redis", "rediss", "unix"}, u.Scheme) || u.Opaque != "" {
 		return nil, errors.New("redis URL: it must begin with redis:// or, for TLS, rediss://, as in redis://redis:6379/0")
 	}
-	if port := u.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return nil, errors.New("redis URL: its port is none from 1 to 65535")
-		}
+	if err := CheckURL(rawURL, u); err != nil {
+		return nil, fmt.Errorf("redis URL: %w", err)
 	}
 	q := u.Query()
 	switch {
@@ -60,6 +55,26 @@ func OpenRedis(rawURL string) (redis.UniversalClient, error) {
 	o.ContextTimeoutEnabled, o.MaxRetries = true, -1
 	orDurations(&o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout)
 	return redis.NewClient(o), nil
+}
+
+// ErrPercentEncode is what is to be done where a password does not survive in its URL.
+var ErrPercentEncode = errors.New("percent-encode what is special in the user or the password: % is %25, # is %23, / is %2F, ? is %3F, @ is %40")
+
+// CheckURL says what is wrong with the URL of a server, parsed as u, without any of it that may be of the password.
+func CheckURL(rawURL string, u *url.URL) error {
+	if MisplacedAt(rawURL) {
+		return ErrPercentEncode
+	}
+	if port := u.Port(); port != "" && !IsPort(port) {
+		return errors.New("its port is none from 1 to 65535")
+	}
+	return nil
+}
+
+// IsPort says whether text is the number of a port that can be dialled.
+func IsPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
 }
 
 // MisplacedAt says whether a URL has an @ where it can hardly be meant, because the user or the password before it holds a / ? # or @ that is not

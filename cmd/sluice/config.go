@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -182,7 +181,7 @@ func (c *config) check() error {
 	for _, b := range c.kafkaBrokers {
 		if _, port, err := net.SplitHostPort(b); err != nil {
 			wrong("--kafka-brokers: %w (use host:port)", err)
-		} else if !isPort(port) {
+		} else if !auth.IsPort(port) {
 			wrong("--kafka-brokers: %s: %s is no port", b, port)
 		}
 	}
@@ -228,12 +227,6 @@ func (c *config) check() error {
 
 // topicName is what Kafka allows.
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
-
-// isPort says whether text is the number of a port that can be dialled.
-func isPort(text string) bool {
-	n, err := strconv.ParseUint(text, 10, 16)
-	return err == nil && n > 0
-}
 
 // sameListener says whether two addresses cannot both be listened on, so far as the text tells: the same port, not 0, of the same host or of all.
 func sameListener(a, b string) bool {

@@ -24,7 +24,7 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar,
 	if err != nil {
 		return nil, nil, err
 	}
-	return slog.New(&calmHandler{handler(w), &calm{lines: map[string]*calmLine{}}}), l, nil
+	return calmLogger(handler(w)), l, nil
 }
 
 // startLog is newLogger for what serves: nobody waits for whoever reads w. The caller flushes it at the end.
@@ -38,7 +38,11 @@ func startLog(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, 
 	out := newLogWriter(w, func(left int64) {
 		direct.Warn("lines of the log were left out: whoever reads it is too slow", "left_out", left)
 	})
-	return slog.New(&calmHandler{handler(out), &calm{lines: map[string]*calmLine{}}}), l, out, nil
+	return calmLogger(handler(out)), l, out, nil
+}
+
+func calmLogger(h slog.Handler) *slog.Logger {
+	return slog.New(&calmHandler{h, &calm{lines: map[string]*calmLine{}}})
 }
 
 // logHandler gives what makes handlers of a level and a format, the latter by what w is.

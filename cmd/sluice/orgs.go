@@ -65,17 +65,16 @@ func openPostgres(raw string) (*sql.DB, *sql.DB, error) {
 
 // badPostgresURL says what is wrong with a URL that cannot be used, as far as that can be said without any of it that may be of the password.
 func badPostgresURL(raw string) error {
-	const encode = "--postgres-url: percent-encode what is special in the user or the password: %% is %%25, # is %%23, / is %%2F, ? is %%3F, @ is %%40"
 	u, err := url.Parse(raw)
 	var escape url.EscapeError
 	switch {
 	case auth.MisplacedAt(raw), errors.As(err, &escape), err != nil && strings.Contains(err.Error(), "invalid port"), err != nil && strings.Contains(err.Error(), "userinfo"), err == nil && u.Fragment != "":
-		return usagef(encode)
+		return usagef("--postgres-url: %w", auth.ErrPercentEncode)
 	case err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql":
 		return usagef("--postgres-url: it is not postgres://user:password@host:5432/database")
 	}
-	if port := u.Port(); port != "" && !isPort(port) {
-		return usagef("--postgres-url: its port is none from 1 to 65535")
+	if err := auth.CheckURL(raw, u); err != nil {
+		return usagef("--postgres-url: %w", err)
 	}
 	if mode, modes := u.Query().Get("sslmode"), []string{"", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"}; !slices.Contains(modes, mode) {
 		return usagef("--postgres-url: sslmode is none of %s", strings.Join(modes[1:], ", "))
