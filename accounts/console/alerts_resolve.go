@@ -25,9 +25,7 @@ func (c *Console) resolve(w http.ResponseWriter, r *http.Request, v *visit) erro
 	}
 	ids, how := r.PostForm["ids"], signals.Resolution(r.PostFormValue("resolution"))
 	if len(ids) == 0 {
-		c.setToast(w, r, "none", "0", "0")
-		http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
-		return nil
+		return c.noneSelected(w, r)
 	}
 	found, left, err := c.signals.ResolveOpen(r.Context(), v.admin.Org, c.signalsBy(r, v), ids, how, strings.TrimSpace(strings.ReplaceAll(r.PostFormValue("note"), "\r\n", "\n")))
 	if err != nil {
@@ -45,9 +43,7 @@ func (c *Console) reopen(w http.ResponseWriter, r *http.Request, v *visit) error
 	}
 	ids := r.PostForm["ids"]
 	if len(ids) == 0 {
-		c.setToast(w, r, "none", "0", "0")
-		http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
-		return nil
+		return c.noneSelected(w, r)
 	}
 	var found, left []signals.Alert
 	var err error
@@ -82,12 +78,19 @@ func settleError(err error) error {
 	return err
 }
 
-// leftWords says of how many nothing was done, and why.
-func leftWords(n int, more, why string) string {
+// leftWords says of how many nothing was done, and what they have been already.
+func leftWords(n int, more, been string) string {
 	if n == 1 {
-		return "1" + more + " " + strings.Replace(why, "had", "has", 1) + " and stays as it is"
+		return "1" + more + " has been " + been + " and stays as it is"
 	}
-	return strconv.Itoa(n) + more + " " + strings.Replace(why, "had", "have", 1) + " and stay as they are"
+	return strconv.Itoa(n) + more + " have been " + been + " and stay as they are"
+}
+
+// noneSelected answers a form of Alerts that names no signal.
+func (c *Console) noneSelected(w http.ResponseWriter, r *http.Request) error {
+	c.setToast(w, r, "none", "0", "0")
+	http.Redirect(w, r, alertsBack(r), http.StatusSeeOther)
+	return nil
 }
 
 // undoable are when alerts were resolved, and which.
@@ -129,16 +132,16 @@ func alertToast(parts []string, here string) *toast {
 	if n == 1 {
 		signalsWords = "the signal"
 	}
-	t, why := &toast{}, "had been resolved already"
+	t, been := &toast{}, "resolved already"
 	switch parts[0] {
 	case "activated":
 		t.Text = "Activated. Every edge that reaches the database or Redis takes the new version within a second."
 	case "none":
 		t.Text = "No signal was selected."
 	case "reopened":
-		t.Text, why = "Reopened "+signalsWords+".", "had been open"
+		t.Text, been = "Reopened "+signalsWords+".", "open"
 	case "undone":
-		t.Text, why = "Reopened "+signalsWords+".", "had been changed since"
+		t.Text, been = "Reopened "+signalsWords+".", "changed since"
 	case string(signals.Acknowledged):
 		t.Text = "Acknowledged " + signalsWords + "."
 	case string(signals.FalsePositive):
@@ -150,9 +153,9 @@ func alertToast(parts []string, here string) *toast {
 	}
 	switch {
 	case left > 0 && n == 0:
-		t.Text = "Nothing was changed: " + leftWords(left, "", why) + "."
+		t.Text = "Nothing was changed: " + leftWords(left, "", been) + "."
 	case left > 0:
-		t.Text = strings.TrimSuffix(t.Text, ".") + "; " + leftWords(left, " more", why) + "."
+		t.Text = strings.TrimSuffix(t.Text, ".") + "; " + leftWords(left, " more", been) + "."
 	}
 	if len(parts) > 4 {
 		t.Undo = &undo{Action: alertsPath + "/reopen", Fields: []hidden{{"back", here}, {"resolved_at", parts[3]}}}
